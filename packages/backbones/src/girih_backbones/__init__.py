@@ -1,0 +1,1 @@
+"""3D encoders, necks and audited weight transfer for medical imaging."""

@@ -1,0 +1,1 @@
+"""3D medical object detectors and whole-volume inference."""
