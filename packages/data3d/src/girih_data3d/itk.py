@@ -1,0 +1,136 @@
+"""NRRD, MetaImage and DICOM series through SimpleITK, which is imported only when such a file is read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from girih_data3d.errors import ScanError
+from girih_data3d.grid_checks import check_shape
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MAX_SLICE_OFFSET = 0.1
+"""Largest distance of a DICOM slice from the even grid, in slice gaps; a missing slice moves its neighbours by more."""
+
+
+def read_itk(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+    """Return the voxels of a .nrrd, .nhdr, .mha or .mhd file in its own axis order, and its affine to RAS mm.
+
+    Raises:
+        ScanError: SimpleITK is not installed, or the file is unreadable, truncated, not 3D or not one number per voxel.
+    """
+    sitk = _simple_itk(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        _check_information(path, reader)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ScanError(f"{path}: not readable: {_reason(error)}") from error
+    return _array(sitk, path, image), _affine(path, image)
+
+
+def read_dicom_series(folder: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+    """Return the voxels (rescaled) of the one DICOM series in a folder, and its affine to RAS mm.
+
+    The slice axis comes from the first and the last slice position, so that a tilted gantry shows up as shear.
+
+    Raises:
+        ScanError: no series, several series, a missing or repeated slice, or an unreadable file.
+    """
+    sitk = _simple_itk(folder)
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise ScanError(f"{folder}: no DICOM series in this folder ({sum(1 for _ in folder.iterdir())} entries)")
+    if len(series) > 1:
+        raise ScanError(f"{folder}: {len(series)} DICOM series, wanted one per folder: {', '.join(series)}")
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    try:
+        if len(names) == 1:
+            return _one_file(sitk, Path(names[0]))
+        positions = np.array([_position(sitk, name) for name in names])
+        step = _even_step(folder, positions)
+        first = sitk.ImageFileReader()
+        first.SetFileName(names[0])
+        first.ReadImageInformation()
+        check_shape(folder, (*first.GetSize()[:2], len(names)))
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(names)
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ScanError(f"{folder}: DICOM series is not readable: {_reason(error)}") from error
+    affine = _affine(folder, image)
+    affine[:, 2] = LPS_TO_RAS @ [*step, 0.0]
+    affine[:, 3] = LPS_TO_RAS @ [*positions[0], 1.0]
+    return _array(sitk, folder, image), affine
+
+
+def _one_file(sitk: Any, path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+    """Read a multi-frame DICOM file; a lone slice says nothing about the distance between slices."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if reader.GetDimension() < 3 or reader.GetSize()[2] == 1:
+        raise ScanError(f"{path.parent}: DICOM series of one slice, {path.name}: wanted a volume")
+    return read_itk(path)
+
+
+def _simple_itk(path: Path) -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise ScanError(f"{path}: this format needs SimpleITK: pip install 'girih-data3d[itk]'") from error
+    return SimpleITK
+
+
+def _check_information(path: Path, reader: Any) -> None:
+    check_shape(path, reader.GetSize())
+    if reader.GetNumberOfComponents() != 1:
+        raise ScanError(f"{path}: {reader.GetNumberOfComponents()} numbers per voxel, wanted 1")
+
+
+def _array(sitk: Any, path: Path, image: Any) -> Shaped[np.ndarray, "x y z"]:
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ScanError(f"{path}: {image.GetNumberOfComponentsPerPixel()} numbers per voxel, wanted 1")
+    array = sitk.GetArrayFromImage(image).transpose()
+    whole: np.ndarray = array.reshape(check_shape(path, array.shape))
+    return whole
+
+
+def _affine(path: Path, image: Any) -> Float64[np.ndarray, "4 4"]:
+    if image.GetDimension() != 3:
+        raise ScanError(f"{path}: {image.GetDimension()} dimensions, wanted 3")
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    ras: np.ndarray = LPS_TO_RAS @ affine
+    return ras
+
+
+def _position(sitk: Any, name: str) -> list[float]:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(name)
+    reader.ReadImageInformation()
+    if not reader.HasMetaDataKey("0020|0032"):
+        raise ScanError(f"{name}: no Image Position (Patient), (0020,0032)")
+    return [float(value) for value in reader.GetMetaData("0020|0032").split("\\")]
+
+
+def _even_step(folder: Path, positions: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "3"]:
+    """Return the vector from slice to slice; every slice has to lie on the even grid it spans."""
+    step: np.ndarray = (positions[-1] - positions[0]) / (len(positions) - 1)
+    gap = float(np.linalg.norm(step))
+    even = positions[0] + step * np.arange(len(positions))[:, None]
+    offset = np.linalg.norm(positions - even, axis=1)
+    if gap == 0 or offset.max() > MAX_SLICE_OFFSET * gap:
+        gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+        raise ScanError(
+            f"{folder}: uneven slice gaps, from {gaps.min():.4g} to {gaps.max():.4g} mm; a slice is missing or repeated"
+        )
+    return step
+
+
+def _reason(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1].strip()

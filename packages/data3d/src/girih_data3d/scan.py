@@ -1,0 +1,140 @@
+"""Read a scan or a label file of any supported format into canonical RAS orientation, (z, y, x)."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import xarray as xr
+from jaxtyping import Float64, Shaped
+
+from girih_data3d.affine import affine_problem, spacing_zyx
+from girih_data3d.errors import ScanError
+from girih_data3d.itk import read_dicom_series, read_itk
+from girih_data3d.nifti import read_nifti
+
+nib: Any = nibabel  # its published types are partial
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+GRID_TOLERANCE = 1e-3
+"""Largest difference (mm) between the affines of an image and its label."""
+
+
+def read_scan(path: Path | str, *, case_id: str | None = None, modality: str | None = None) -> xr.DataArray:
+    """Read one scan: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a folder that holds one DICOM series.
+
+    Args:
+        path: the file or folder.
+        case_id: name of the case; default the file's name without its extension.
+        modality: "CT", "MR", ...; kept as an attribute.
+
+    Returns:
+        float32 (channel=1, z, y, x), axes turned to the closest RAS+ orientation (no resampling, an oblique scan stays
+        oblique), coordinates index * spacing in mm. Attributes: `affine` (voxel-centre index (x, y, z) -> RAS mm),
+        `spacing_zyx_mm`, `modality`, `case_id`, and of the file as it lies on disk `source_affine`, `source_shape_zyx`.
+
+    Raises:
+        ScanError: the file cannot be read safely; the message names it and the value found.
+    """
+    path = Path(path)
+    array, source_affine = _read(path)
+    canonical, affine = _canonical(array, source_affine)
+    volume = np.ascontiguousarray(canonical, dtype=np.float32)
+    _check_finite(path, volume)
+    return xr.DataArray(
+        volume[None],
+        dims=("channel", "z", "y", "x"),
+        coords=_coords(volume.shape, affine),
+        name="scan",
+        attrs={
+            "affine": affine,
+            "spacing_zyx_mm": spacing_zyx(affine),
+            "modality": modality,
+            "case_id": scan_name(path) if case_id is None else case_id,
+            "source_affine": source_affine,
+            "source_shape_zyx": tuple(reversed(array.shape)),
+        },
+    )
+
+
+def read_labels(path: Path | str, *, like: xr.DataArray) -> xr.DataArray:
+    """Read a label file that lies on the grid of the scan `like`, whatever the axis order of the two files.
+
+    Returns:
+        int32 (z, y, x) with the coordinates and the attributes of `like`.
+
+    Raises:
+        ScanError: another shape or affine (1e-3 mm) than the scan, a negative or fractional value, or unreadable.
+    """
+    path = Path(path)
+    array, source_affine = _read(path)
+    labels, affine = _canonical(array, source_affine)
+    wanted = tuple(like.shape[-3:])
+    if labels.shape != wanted:
+        raise ScanError(f"{path}: canonical shape (z, y, x) {labels.shape}, the scan's is {wanted}")
+    if not np.allclose(affine, like.attrs["affine"], rtol=0, atol=GRID_TOLERANCE):
+        scan_affine = np.asarray(like.attrs["affine"]).tolist()
+        raise ScanError(f"{path}: canonical affine {affine.tolist()}, the scan's is {scan_affine}")
+    _check_finite(path, labels)
+    low, high = labels.min(), labels.max()
+    if low < 0 or high > np.iinfo(np.int32).max:
+        raise ScanError(f"{path}: labels from {low} to {high}, wanted 0 to {np.iinfo(np.int32).max}")
+    whole = np.ascontiguousarray(labels, dtype=np.int32)
+    fractional = int((whole != labels).sum())
+    if fractional:
+        value = labels[whole != labels][0]
+        raise ScanError(f"{path}: {fractional} labels are not whole numbers, for example {value}")
+    coords = {axis: like.coords[axis] for axis in ("z", "y", "x")}
+    return xr.DataArray(whole, dims=("z", "y", "x"), coords=coords, name="labels", attrs=dict(like.attrs))
+
+
+def scan_name(path: Path) -> str:
+    """Return a scan file's name without its extension (`a.b.nii.gz` -> `a.b`); a folder's name as it is."""
+    lower = path.name.lower()
+    suffix = next((s for s in NIFTI_SUFFIXES + ITK_SUFFIXES if lower.endswith(s)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def is_scan(path: Path) -> bool:
+    """Return whether a file's name has the extension of a supported format."""
+    return path.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES)
+
+
+def _read(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+    """Return voxels in the file's axis order and a checked affine."""
+    if not path.exists():
+        raise ScanError(f"{path}: no such file or folder")
+    if path.is_dir():
+        array, affine = read_dicom_series(path)
+    elif path.name.lower().endswith(NIFTI_SUFFIXES):
+        array, affine = read_nifti(path)
+    elif path.name.lower().endswith(ITK_SUFFIXES):
+        array, affine = read_itk(path)
+    else:
+        known = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
+        raise ScanError(f"{path}: unknown format, wanted one of {known}, or a folder with one DICOM series")
+    problem = affine_problem(affine)
+    if problem is not None:
+        raise ScanError(f"{path}: {problem}")
+    return array, affine
+
+
+def _canonical(
+    array: Shaped[np.ndarray, "x y z"], affine: Float64[np.ndarray, "4 4"]
+) -> tuple[Shaped[np.ndarray, "Z Y X"], Float64[np.ndarray, "4 4"]]:
+    """Turn axes to the closest RAS+ orientation, then to (z, y, x)."""
+    orientation = nib.io_orientation(affine)
+    turned = nib.apply_orientation(array, orientation)
+    return turned.transpose(2, 1, 0), affine @ nib.orientations.inv_ornt_aff(orientation, array.shape)
+
+
+def _coords(shape: tuple[int, ...], affine: Float64[np.ndarray, "4 4"]) -> dict[str, np.ndarray]:
+    return {axis: np.arange(n) * mm for axis, n, mm in zip("zyx", shape, spacing_zyx(affine), strict=True)}
+
+
+def _check_finite(path: Path, array: Shaped[np.ndarray, "z y x"]) -> None:
+    if array.dtype.kind == "f":
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise ScanError(f"{path}: {bad} of {array.size} voxels are NaN or infinite")
