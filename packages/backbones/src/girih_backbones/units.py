@@ -1,0 +1,79 @@
+"""The one convolution unit that every network here is made of, and how its weights start."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from girih_backbones.topology import Triple
+
+Activation: TypeAlias = Literal["leaky_relu", "relu"]
+Init: TypeAlias = Literal["torch", "he", "he_fan_out", "he_zero_last_norm"]
+
+NEGATIVE_SLOPE = 0.01  # of every LeakyReLU, and of the gain of the He initialisation, as in nnU-Net
+
+
+class ConvUnit(nn.Module):
+    """Convolution, instance normalisation (affine, eps 1e-5, no running statistics) and, unless None, an activation.
+
+    Made of modules only, so that hooks see every convolution and every normalisation. An odd `kernel` with half
+    of it as padding: (n, c, z, y, x) becomes (n, out_channels, ceil(z / stride), ...).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel: Triple = (3, 3, 3),
+        stride: Triple = (1, 1, 1),
+        bias: bool = True,
+        activation: Activation | None = "leaky_relu",
+    ) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
+        self.norm = nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True)
+        self.act = nn.Identity() if activation is None else make_activation(activation)
+
+    def forward(self, x: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n d z2 y2 x2"]:
+        """Return act(norm(conv(x)))."""
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+
+def make_activation(name: Activation) -> nn.Module:
+    """Return the named activation, in place.
+
+    Raises:
+        ValueError: the name is not one of "leaky_relu", "relu".
+    """
+    if name == "leaky_relu":
+        return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+    if name == "relu":
+        return nn.ReLU(inplace=True)
+    raise ValueError(f"activation: found {name!r}, wanted 'leaky_relu' or 'relu'")
+
+
+def initialise(module: nn.Module, init: Init) -> None:
+    """Set the starting values of every (transposed) convolution inside `module`.
+
+    "torch" leaves PyTorch's default (kaiming uniform, a = sqrt 5), as nnssl does for pre-training. "he" and
+    "he_zero_last_norm" draw kaiming normal with fan in and a = 0.01, bias 0, as nnU-Net does; "he_fan_out" with fan
+    out, as nnDetection v2 does. The zero of "he_zero_last_norm" is the residual encoder's own affair.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if init not in ("torch", "he", "he_fan_out", "he_zero_last_norm"):
+        raise ValueError(f"init: found {init!r}, wanted 'torch', 'he', 'he_fan_out' or 'he_zero_last_norm'")
+    if init == "torch":
+        return
+    mode = "fan_out" if init == "he_fan_out" else "fan_in"
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(part.weight, a=NEGATIVE_SLOPE, mode=mode)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
