@@ -67,7 +67,7 @@ def describe(module: nn.Module) -> Description:
     name = type(module).__name__
     if type(module) not in (*ENCODERS.values(), *NECKS.values()):
         raise ValueError(f"module: found {name}, wanted one of {sorted([*ENCODERS, *NECKS])}")
-    return {"class": name, "kwargs": copy.deepcopy(module.kwargs)}
+    return {"class": name, "kwargs": copy.deepcopy(vars(module)["kwargs"])}
 
 
 def make_encoder(description: Description, in_channels: int) -> Encoder:

@@ -43,9 +43,7 @@ class PlainEncoder(Encoder):
     ) -> None:
         super().__init__()
         if init == "he_zero_last_norm":
-            raise ValueError(
-                "init: found 'he_zero_last_norm', wanted 'torch', 'he' or 'he_fan_out' (no residual block)"
-            )
+            raise ValueError("init: found 'he_zero_last_norm', wanted 'torch', 'he' or 'he_fan_out'")
         topology = make_topology(channels, downsampling, kernels, convs, depth_name="convs")
         (self.in_channels,) = positive_integers("in_channels", (in_channels,))
         self.channels = topology.channels

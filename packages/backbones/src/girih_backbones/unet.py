@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class UNetDecoder(nn.Module):
 def steps_between(strides: Triples) -> Triples:
     """Return strides[i + 1] / strides[i], or raise ValueError where that is not whole."""
     steps: list[Triple] = []
-    for level, (fine, coarse) in enumerate(zip(strides[:-1], strides[1:], strict=True)):
+    for level, (fine, coarse) in enumerate(pairwise(strides)):
         if any(c % f for f, c in zip(fine, coarse, strict=True)):
             raise ValueError(f"strides[{level + 1}]: found {coarse}, wanted multiples of strides[{level}] = {fine}")
         steps.append((coarse[0] // fine[0], coarse[1] // fine[1], coarse[2] // fine[2]))

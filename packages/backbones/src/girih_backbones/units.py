@@ -71,7 +71,7 @@ def initialise(module: nn.Module, init: Init) -> None:
         raise ValueError(f"init: found {init!r}, wanted 'torch', 'he', 'he_fan_out' or 'he_zero_last_norm'")
     if init == "torch":
         return
-    mode = "fan_out" if init == "he_fan_out" else "fan_in"
+    mode: Literal["fan_in", "fan_out"] = "fan_out" if init == "he_fan_out" else "fan_in"
     for part in module.modules():
         if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
             nn.init.kaiming_normal_(part.weight, a=NEGATIVE_SLOPE, mode=mode)
