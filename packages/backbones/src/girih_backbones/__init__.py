@@ -2,12 +2,15 @@
 
 from girih_backbones.descriptions import describe, make_encoder, make_neck, make_stem, preset
 from girih_backbones.encoder import Encoder
-from girih_backbones.interfaces import Description, Neck
+from girih_backbones.interfaces import Description, Neck, WeightsHeader
 from girih_backbones.plain import PlainEncoder
 from girih_backbones.pyramid import FeaturePyramid
+from girih_backbones.report import Row, TransferError, TransferReport
 from girih_backbones.residual import ResidualEncoder
+from girih_backbones.transfer import load_weights
 from girih_backbones.ufpn import UFPN
 from girih_backbones.unet import UNetDecoder
+from girih_backbones.weights import Weights, WeightsError, read_weights, save_weights
 
 __all__ = [
     "UFPN",
@@ -17,10 +20,19 @@ __all__ = [
     "Neck",
     "PlainEncoder",
     "ResidualEncoder",
+    "Row",
+    "TransferError",
+    "TransferReport",
     "UNetDecoder",
+    "Weights",
+    "WeightsError",
+    "WeightsHeader",
     "describe",
+    "load_weights",
     "make_encoder",
     "make_neck",
     "make_stem",
     "preset",
+    "read_weights",
+    "save_weights",
 ]

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from operator import index
 from typing import TypeAlias
 
+LARGEST = 2**20  # of any one number, and
+MOST_UNITS = 1000  # in one network: far above any real one, so that a corrupt description cannot hang a reader
+
 Triple: TypeAlias = tuple[int, int, int]
 Triples: TypeAlias = tuple[Triple, ...]
 
@@ -59,6 +62,8 @@ def make_topology(
     depths = positive_integers(depth_name, depth)
     if len(depths) != n:
         raise ValueError(f"{depth_name}: found {len(depths)} entries, wanted one for each of the {n} channels")
+    if sum(depths) > MOST_UNITS:
+        raise ValueError(f"{depth_name}: found {sum(depths)} in total, wanted at most {MOST_UNITS}")
     return Topology(widths, steps, sizes, depths)
 
 
@@ -102,6 +107,6 @@ def positive_integers(name: str, values: Sequence[int]) -> tuple[int, ...]:
         result = tuple(index(value) for value in values)
     except TypeError as error:
         raise ValueError(f"{name}: found {values!r}, wanted whole numbers") from error
-    if any(value < 1 for value in result):
-        raise ValueError(f"{name}: found {result}, wanted at least 1 everywhere")
+    if not all(1 <= value <= LARGEST for value in result):
+        raise ValueError(f"{name}: found {result}, wanted 1 to {LARGEST} everywhere")
     return result
