@@ -1,1 +1,50 @@
 """3D medical object detectors and whole-volume inference."""
+
+from .anchors import CENTRE_OFFSET, AnchorGrid, anchor_grid
+from .atss import AnchorMatch, match_atss
+from .boxes import clip, giou, iou, pairwise_giou, pairwise_iou, volume
+from .coder import decode, encode
+from .heads import BoxHead, ClassHead, SegmentationHead
+from .inference import Merging, detect_volume, restore
+from .interfaces import Detections, Detector, Pyramid, Target, Volume
+from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
+from .nms import class_nms
+from .parameter_groups import parameter_groups
+from .postprocess import PostProcessing, select_detections
+from .retina_unet import FocalL1, RetinaUNet
+
+__all__ = [
+    "CENTRE_OFFSET",
+    "AnchorGrid",
+    "AnchorMatch",
+    "BoxHead",
+    "ClassHead",
+    "Detections",
+    "Detector",
+    "FocalL1",
+    "Merging",
+    "PostProcessing",
+    "Pyramid",
+    "RetinaUNet",
+    "SegmentationHead",
+    "Target",
+    "Volume",
+    "anchor_grid",
+    "class_nms",
+    "clip",
+    "cross_entropy_and_dice",
+    "decode",
+    "detect_volume",
+    "encode",
+    "giou",
+    "iou",
+    "match_atss",
+    "pairwise_giou",
+    "pairwise_iou",
+    "parameter_groups",
+    "restore",
+    "select_detections",
+    "sigmoid_focal_loss",
+    "smooth_l1",
+    "volume",
+]

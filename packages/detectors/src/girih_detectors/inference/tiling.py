@@ -1,0 +1,67 @@
+"""Which tiles cover a volume, what is read for each, and how much a box is trusted by its place in a tile."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ..interfaces import Volume
+
+Triple = tuple[int, int, int]
+
+
+def tile_starts(length: int, patch: int, overlap: float) -> list[int]:
+    """Return the first voxel of every tile along one axis: evenly spaced, the first and last flush with the borders.
+
+    ceil((length - patch) / stride) + 1 tiles with stride = patch - int(overlap * patch): the fewest whose neighbours
+    share at least the overlap. An axis shorter than the patch has one tile, centred, with a negative start.
+
+    Raises:
+        ValueError: a length below 1 or an overlap outside [0, 1).
+    """
+    if length < 1 or patch < 1:
+        raise ValueError(f"an axis of {length} voxels and a patch of {patch}, wanted at least 1 of each")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is {overlap}, wanted 0 <= overlap < 1")
+    span = length - patch
+    if span <= 0:
+        return [-(-span // 2)]
+    stride = max(1, patch - int(overlap * patch))
+    steps = math.ceil(span / stride)
+    return [(2 * i * span + steps) // (2 * steps) for i in range(steps + 1)]  # i * span / steps, rounded
+
+
+def tile_grid(shape_zyx: Triple, patch_zyx: Triple, overlap: float) -> list[Triple]:
+    """Return the starts of all tiles in C order over (z, y, x)."""
+    z, y, x = (tile_starts(n, p, overlap) for n, p in zip(shape_zyx, patch_zyx, strict=True))
+    return list(itertools.product(z, y, x))
+
+
+def inside(start: Triple, patch_zyx: Triple, shape_zyx: Triple) -> tuple[slice, slice, slice]:
+    """Return the part of the volume that a tile covers."""
+    z, y, x = (slice(max(0, s), min(n, s + p)) for s, p, n in zip(start, patch_zyx, shape_zyx, strict=True))
+    return z, y, x
+
+
+def read_tile(image: Volume, start: Triple, patch_zyx: Triple) -> Float32[np.ndarray, "c z y x"]:
+    """Return one tile; what lies outside the image is 0, as the padding of training patches."""
+    channels, *shape = image.shape
+    part = inside(start, patch_zyx, (shape[0], shape[1], shape[2]))
+    tile = np.zeros((channels, *patch_zyx), dtype=np.float32)
+    target = tuple(slice(p.start - s, p.stop - s) for p, s in zip(part, start, strict=True))
+    tile[(slice(None), *target)] = image[(slice(0, channels), *part)]
+    return tile
+
+
+def centre_weight(boxes: Float[Tensor, "n 6"], patch_zyx: Triple) -> Float[Tensor, " n"]:
+    """Return how much each box of a tile counts: 1 near the middle of the tile, down to 0.5 in its corners.
+
+    1 - max(0, |c - t| / |t| - 0.5), c = centre of the box and t = middle of the tile, as nnDetection weighs them.
+    """
+    middle = 0.5 * torch.tensor(patch_zyx, dtype=boxes.dtype, device=boxes.device)
+    centre = 0.5 * (boxes[:, :3] + boxes[:, 3:])
+    distance: Tensor = torch.linalg.vector_norm(centre - middle, dim=1) / torch.linalg.vector_norm(middle)
+    return 1 - (distance - 0.5).clamp(min=0)

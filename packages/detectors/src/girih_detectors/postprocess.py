@@ -1,0 +1,71 @@
+"""From the raw output of one tile to its detections."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .anchors import AnchorGrid, Triple
+from .boxes import clip, wider_than
+from .coder import decode
+from .interfaces import Detections
+from .nms import class_nms
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """What is kept of the raw output of one tile; the defaults are nnDetection's."""
+
+    max_candidates: int = 10_000
+    """Best (anchor, class) pairs that are decoded at all."""
+    score_threshold: float = 0.0
+    """A pair stays if its score is greater."""
+    nms_iou: float = 0.6
+    """Overlap above which the lower of two boxes of a class falls."""
+    max_detections: int = 100
+    """Boxes kept per tile."""
+    min_side: float = 0.01
+    """Smallest side in voxels, after clipping to the tile."""
+
+
+@torch.no_grad()
+def select_detections(
+    logits: Float[Tensor, "n classes"],
+    deltas: Float[Tensor, "n 6"],
+    grid: AnchorGrid,
+    image_zyx: Triple,
+    settings: PostProcessing,
+) -> Detections:
+    """Return the detections of one image.
+
+    Sigmoid, the best pairs of anchor and class, decode, clip, drop slivers, class-wise NMS. Equal scores rank by flat
+    (anchor, class) index, so that the result does not depend on device or library.
+
+    Raises:
+        ValueError: the network's output is not finite.
+    """
+    scores = torch.sigmoid(logits.float()).flatten()
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {len(scores)} class scores are not finite")
+    pairs = _best(scores, settings.max_candidates)
+    pairs = pairs[scores[pairs] > settings.score_threshold]
+    anchors, labels = pairs // logits.shape[1], pairs % logits.shape[1]
+    boxes = decode(deltas[anchors].float(), grid.boxes(anchors))
+    if not bool(torch.isfinite(boxes).all()):
+        raise ValueError(f"{int((~torch.isfinite(boxes)).any(1).sum())} of {len(boxes)} decoded boxes are not finite")
+    boxes = clip(boxes, image_zyx)
+    wide = wider_than(boxes, settings.min_side)
+    boxes, scores, labels = boxes[wide], scores[pairs[wide]], labels[wide]
+    kept = class_nms(boxes, scores, labels, settings.nms_iou, settings.max_detections)
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores, descending, ties by index (torch.topk leaves ties open)."""
+    if k < len(scores):
+        threshold = scores.topk(k).values[-1]
+        candidates = (scores >= threshold).nonzero()[:, 0]
+    else:
+        candidates = torch.arange(len(scores), device=scores.device)
+    return candidates[scores[candidates].argsort(descending=True, stable=True)][:k]
