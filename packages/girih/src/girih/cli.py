@@ -1,0 +1,74 @@
+"""The `girih` command. Only the chosen command's module is imported, so that help is instant."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COMMANDS = {
+    "demo": "The whole way on real scans in minutes: prepare, pre-train, fine-tune, predict, score, report.",
+    "samples": "Fetch real sample scans into the cache.",
+    "prepare": "Turn a folder of scans into a zarr dataset: crop, resample, normalise.",
+    "pretrain": "Pre-train an encoder on a prepared dataset.",
+    "finetune": "Train a detector on a prepared dataset, from scratch or from pre-trained weights.",
+    "predict": "Find objects in scans with a trained detector.",
+    "evaluate": "Score predicted boxes against the truth: AP and FROC with intervals.",
+}
+USAGE = "usage: girih COMMAND [OPTIONS]\n\n3D medical object detection with pre-training.\n\ncommands:\n{}\n\n{}"
+HINT = "girih COMMAND --help tells the options of one command. GIRIH_TRACEBACK=1 shows where an error came from."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or 2 for bad input (with one message on stderr), 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from girih import __version__
+
+        print(f"girih {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(f"girih: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        run(name, rest)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("GIRIH_TRACEBACK"):
+            raise
+        print(f"girih {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"girih {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Parse the options of the command `name` and run it."""
+    import tyro
+
+    command: Any = getattr(importlib.import_module(f"girih.commands.{name}"), name.capitalize())
+    program = f"girih {name}"
+    if name == "pretrain":
+        from girih.commands.pretrain import choose_objective
+
+        chosen = choose_objective(arguments)
+        if chosen is None:
+            return
+        objective, arguments = chosen
+        command, program = command[objective[1]], f"{program} {objective[0]}"
+    tyro.cli(command, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,)).run()
+
+
+def usage() -> str:
+    """Return the text of `girih --help`."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()), HINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

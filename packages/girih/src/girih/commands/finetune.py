@@ -1,0 +1,121 @@
+"""`girih finetune`: train Retina U-Net on a labelled dataset, from scratch or from pre-trained weights."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import girih_data3d
+from accelerate import Accelerator
+from girih_detectors import parameter_groups
+from rich.console import Console
+from torch import nn
+
+from girih.augment import make_augmentation
+from girih.batches import images_and_targets, make_batches
+from girih.loop import Recipe, make_accelerator, train
+from girih.networks import initialise, make_detector
+from girih.plans import load_plan
+from girih.runs import RunFolder, run_config, write_json
+
+STEPS_PER_EPOCH = 2500  # as nnDetection counts
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train Retina U-Net. The defaults are the study's (Eckstein et al. 2025: SGD 1e-2, 50 x 2500 steps, batch 4)."""
+
+    data: Path
+    """A labelled dataset made by `girih prepare`."""
+    out: Path
+    """The run's folder: settings, metrics, plot, checkpoints, transfer.json."""
+    weights: Path | None = None
+    """Pre-trained weights, for example encoder.safetensors of a pre-training run; without it: from scratch."""
+    scope: Literal["encoder", "all"] = "encoder"
+    """What to load from the weights: the encoder alone (the study's choice), or the neck too."""
+    stem: str = "exact"
+    """First layer when the number of channels differs: exact, random, replicate, or dataset:<name>."""
+    allow: tuple[str, ...] = ()
+    """Patterns of tensors that may stay unloaded; any other one is an error."""
+    plan: str = "resenc_l"
+    """Preset (resenc_l, retina_unet, demo) or a plan.json: network, patch, batch, anchors."""
+    recipe: Recipe = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
+    object_fraction: float = 0.5
+    """Share of patches placed on an object."""
+    segmentation: bool = True
+    """Train the segmentation head too; needs instance masks."""
+    augmentation: Literal["base_more", "none"] = "base_more"
+    """base_more: geometry and nnDetection's intensity set; none: neither."""
+    seed: int = 0
+    """Decides the initial weights, the patches and their augmentation."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    checkpoint_every: int = 2500
+    """Steps between checkpoints."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    workers: int = 4
+    """Loader processes; 0: load in the training process."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
+
+    def run(self) -> None:
+        """Train the detector.
+
+        Raises:
+            ValueError: the data, plan, weights and run do not fit; the message says which and why.
+        """
+        folder = RunFolder(self.out)
+        accelerator = make_accelerator(device=self.device, precision=self.precision, trackers=self.trackers, folder=folder)
+        plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
+        if not store.classes:
+            raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
+        detector = make_detector(
+            plan, in_channels=store.channels, classes=store.classes, segmentation=self.segmentation, seed=self.seed
+        )
+        transfer = self._initialise(detector, accelerator, store) if self.weights else None
+        augmentation = make_augmentation(self.augmentation)
+        n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
+        sampler = girih_data3d.PatchSampler(
+            plan.patch_zyx,
+            object_fraction=self.object_fraction,
+            geometry=girih_data3d.Geometry() if augmentation else None,
+            seed=self.seed,
+        )
+        dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
+        config = run_config(
+            self, plan=plan.to_json(), prepare=store.spec, in_channels=store.channels, classes=store.classes
+        )
+        folder.start(config, resume=self.resume, main=accelerator.is_main_process)
+        if transfer is not None and accelerator.is_main_process:
+            write_json(folder.path / "transfer.json", transfer)
+        if self.trackers:
+            accelerator.init_trackers("girih", config=config["settings"])
+        train(
+            detector,
+            make_batches(dataset, batch_size=plan.batch_size, steps=self.recipe.steps, accelerator=accelerator, workers=self.workers),
+            lambda model, batch: model(*images_and_targets(batch)),
+            self.recipe,
+            parameter_groups(detector, self.recipe.weight_decay),
+            accelerator=accelerator,
+            folder=folder,
+            config=config,
+            batch_size=plan.batch_size,
+            n_per_epoch=n_per_epoch,
+            checkpoint_every=self.checkpoint_every,
+            resume=self.resume,
+            title="fine-tuning",
+            on_checkpoint=lambda model, step: None,
+        )
+
+    def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> object:
+        report, warnings = initialise(
+            detector, Path(str(self.weights)), scope=self.scope, stem=self.stem, allow=self.allow, normalisation=store.normalisation
+        )
+        if accelerator.is_main_process:
+            console = Console(stderr=True)
+            console.print(f"{self.weights}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items() if n))
+            for warning in warnings:
+                console.print(f"[bold yellow]warning:[/] {warning}")
+        return report.to_json()

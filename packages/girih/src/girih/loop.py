@@ -1,0 +1,214 @@
+"""The training loop, in the open: one function for pre-training and fine-tuning, on one process or many.
+
+Start it under `torchrun` for several processes. The batch at step t is a pure function of (seed, t, rank), so a run that
+was killed and resumed is the run that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from girih.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from girih.report import progress_png
+from girih.runs import RunFolder, config_sha256
+
+Batch = dict[str, Any]
+SECONDS_BETWEEN_PLOTS = 30.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is optimised."""
+
+    steps: int
+    """Optimiser steps in all."""
+    lr: float
+    """Learning rate after warm-up; it then falls as (1 - t/T)^0.9 ("poly")."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 1e-6."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov momentum."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 3e-5
+    """Decay of the weights."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return 1e-6 + (self.lr - 1e-6) * step / self.warmup_steps
+        rest = max(1, self.steps - self.warmup_steps)
+        return float(self.lr * (1 - (step - self.warmup_steps) / rest) ** 0.9)
+
+    def make_optimiser(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
+        """Return the optimiser over parameters or parameter groups."""
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+        )
+
+
+def make_accelerator(
+    *, device: str, precision: str, trackers: tuple[str, ...] = (), folder: RunFolder | None = None
+) -> Accelerator:
+    """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun.
+
+    Raises:
+        ValueError: another accelerator with other settings is in use in this process, or a tracker is not installed.
+    """
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else str(folder.path),
+    )
+
+
+def train(
+    model: nn.Module,
+    make_batches: Callable[[int], Iterable[Batch]],
+    losses_of: Callable[[nn.Module, Batch], Mapping[str, Tensor]],
+    recipe: Recipe,
+    groups: Iterable[Any],
+    *,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    batch_size: int,
+    n_per_epoch: int,
+    checkpoint_every: int,
+    resume: bool,
+    title: str,
+    on_checkpoint: Callable[[nn.Module, int], None],
+) -> nn.Module:
+    """Train `model` for `recipe.steps` steps and return it, unwrapped.
+
+    Args:
+        model: the module; DDP wraps it when there are several processes.
+        make_batches: gives this rank's batches from a step on, each a dict of tensors and lists.
+        losses_of: (wrapped model, batch) -> {"loss": scalar, other names: detached scalars}.
+        recipe: steps, learning rate, optimiser.
+        groups: parameter groups of `model`.
+        accelerator: device, precision and rank.
+        folder: where metrics, plot and checkpoints go.
+        config: the run's config, whose hash a checkpoint carries.
+        batch_size: samples per step over all processes.
+        n_per_epoch: samples per epoch, for the record.
+        checkpoint_every: steps between checkpoints; the last step always writes one.
+        resume: go on from the newest checkpoint, if there is one.
+        title: what the progress bar says.
+        on_checkpoint: called on the main process after each checkpoint with the unwrapped model and the step.
+
+    Raises:
+        ValueError: the checkpoint does not belong to this run.
+        RuntimeError: the loss is no longer finite.
+    """
+    optimiser = recipe.make_optimiser(groups)
+    model, optimiser = accelerator.prepare(model, optimiser)
+    plain_model: nn.Module = accelerator.unwrap_model(model)
+    sha256, step, seconds = config_sha256(config), 0, 0.0
+    if resume and (checkpoint := latest_checkpoint(folder.checkpoints)):
+        state = load_checkpoint(checkpoint, accelerator, model, optimiser, sha256)
+        step, seconds = state["step"], state["seconds"]
+    started = step
+    if accelerator.is_main_process:
+        folder.forget_after(step)
+    after_step = getattr(plain_model, "after_step", None)
+
+    def checkpoint_now() -> None:
+        state = {
+            "g": step * batch_size,
+            "epoch": step * batch_size // n_per_epoch,
+            "step": step,
+            "seconds": seconds,
+            "world": accelerator.num_processes,
+            "config_sha256": sha256,
+        }
+        save_checkpoint(folder.checkpoints, accelerator, model, optimiser, state)
+        if accelerator.is_main_process:
+            on_checkpoint(plain_model, step)
+            progress_png(folder.metrics, folder.path / "progress.png")
+
+    model.train()
+    with _progress(accelerator) as progress:
+        bar = progress.add_task(title, total=recipe.steps, completed=step, loss="")
+        began, plotted = time.monotonic() - seconds, time.monotonic()
+        for batch in make_batches(step) if step < recipe.steps else ():
+            lr = recipe.lr_at(step)
+            for group in optimiser.param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            with accelerator.autocast():
+                losses = losses_of(model, to_device(batch, accelerator.device))
+            accelerator.backward(losses["loss"])
+            if recipe.clip_norm > 0:
+                accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if after_step is not None:
+                after_step()
+            step += 1
+            seconds = time.monotonic() - began
+
+            row = mean_over_ranks(losses, accelerator)
+            if not math.isfinite(row["loss"]):
+                raise RuntimeError(f"the loss became {row['loss']} at step {step}; a lower learning rate may help")
+            if accelerator.is_main_process:
+                folder.log({"step": step, **row, "lr": lr, "seconds": round(seconds, 3)})
+            accelerator.log(row, step=step)
+            progress.update(bar, completed=step, loss=f"loss {row['loss']:.4f}")
+            if step % checkpoint_every == 0 and step < recipe.steps:
+                checkpoint_now()
+            elif accelerator.is_main_process and time.monotonic() - plotted > SECONDS_BETWEEN_PLOTS:
+                progress_png(folder.metrics, folder.path / "progress.png")
+                plotted = time.monotonic()
+        if step > started:
+            checkpoint_now()
+        elif accelerator.is_main_process:
+            on_checkpoint(plain_model, step)  # a run resumed after its end may have been killed before this
+    accelerator.end_training()
+    return plain_model
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor in a batch of dicts and lists."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [to_device(value, device) for value in batch]
+    return batch
+
+
+def mean_over_ranks(losses: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
+    """Return the losses as floats, averaged over the processes; one transfer for all of them."""
+    stacked = torch.stack([value.detach().float() for value in losses.values()])
+    reduced: Tensor = accelerator.reduce(stacked, reduction="mean")
+    return dict(zip(losses, reduced.tolist(), strict=True))
+
+
+def _progress(accelerator: Accelerator) -> Progress:
+    """A progress bar on stderr of the main process; the others stay silent."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not accelerator.is_main_process,
+    )

@@ -1,0 +1,194 @@
+"""A plan says what network a dataset gets: encoder, neck, patch, detection levels, anchors. It is JSON, and hand-editable.
+
+The presets are the plans that hold for any dataset; one computed from a dataset replaces them by path.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import girih_backbones
+
+SCHEMA = 1
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a detector for one dataset is built from. Spatial tuples are (z, y, x).
+
+    A field that is None is not known (yet): a preset knows no dataset.
+    """
+
+    encoder: Mapping[str, Any]
+    """{"class", "kwargs"} of a girih_backbones encoder."""
+    neck: Mapping[str, Any] | None
+    """{"class", "kwargs"} of a girih_backbones neck."""
+    patch_zyx: Triple
+    """Training patch and inference tile, voxels."""
+    batch_size: int
+    """Patches per optimiser step, over all processes."""
+    levels: tuple[int, ...]
+    """Maps of the pyramid that carry detection heads, finest first."""
+    anchors: Mapping[str, Any]
+    """{"sizes_zyx_voxels": (A, 3) at the first level, "mean_best_iou": float or None}."""
+    spacing_zyx_mm: tuple[float, float, float] | None = None
+    dataset: str | None = None
+    dataset_fingerprint_sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    modalities: tuple[str, ...] | None = None
+    normalisation: Mapping[str, Any] | None = None
+    objects_per_patch_p95: float | None = None
+    queries: int | None = None
+    memory_budget_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as the content of a plan.json."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+# Sizes from which nnDetection's anchor search starts, at stride 4.
+DEFAULT_ANCHORS = [list(size) for size in product((4, 8, 16), repeat=3)]
+
+_RESENC_L = Plan(
+    encoder=girih_backbones.preset("resenc_l"),
+    neck={"class": "UFPN", "kwargs": {"out_channels": 128, "first_level": 2}},
+    patch_zyx=(128, 128, 128),
+    batch_size=4,
+    levels=(2, 3, 4, 5),
+    anchors={"sizes_zyx_voxels": DEFAULT_ANCHORS, "mean_best_iou": None},
+    spacing_zyx_mm=(1.0, 1.0, 1.0),
+    notes=("Eckstein et al. 2025: fixed 1 mm spacing, ResEncL encoder, 128^3 patches.",),
+)
+
+PRESETS: Mapping[str, Plan] = {
+    "resenc_l": _RESENC_L,
+    "retina_unet": replace(
+        _RESENC_L,
+        encoder=girih_backbones.preset("retina_unet_v002"),
+        notes=("Eckstein et al. 2025: fixed 1 mm spacing, plain Retina U-Net encoder, 128^3 patches.",),
+    ),
+    "demo": Plan(
+        encoder={
+            "class": "ResidualEncoder",
+            "kwargs": {
+                "channels": [12, 24, 48, 64],
+                "downsampling": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+                "blocks": [1, 1, 2, 2],
+            },
+        },
+        neck={"class": "UFPN", "kwargs": {"out_channels": 32, "first_level": 1}},
+        patch_zyx=(48, 48, 48),
+        batch_size=2,
+        levels=(1, 2, 3),
+        anchors={"sizes_zyx_voxels": [list(size) for size in product((3, 5), repeat=3)], "mean_best_iou": None},
+        spacing_zyx_mm=(2.0, 2.0, 2.0),
+        notes=("A small network that trains on two CPU cores; for trying the program, not for results.",),
+    ),
+}
+
+
+def load_plan(name_or_path: str) -> Plan:
+    """Return the preset called `name_or_path`, or the plan in that JSON file.
+
+    Raises:
+        ValueError: neither a preset nor a file, or a field of the file is missing, unknown or wrong; it is named.
+    """
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"plan {name_or_path!r} is neither a preset ({', '.join(PRESETS)}) nor a file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    return plan_from_json(content, str(path))
+
+
+def plan_from_json(content: Any, where: str) -> Plan:
+    """Return the plan that `to_json` wrote; `where` names its source in errors.
+
+    Raises:
+        ValueError: a field is missing, unknown or of the wrong form; it is named with the found and the wanted value.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: a plan is a JSON object, found {type(content).__name__}")
+    content = dict(content)
+    if (schema := content.pop("schema", None)) != SCHEMA:
+        raise ValueError(f"{where}: schema is {schema!r}, wanted {SCHEMA}")
+    known = {field.name for field in fields(Plan)}
+    required = {"encoder", "neck", "patch_zyx", "batch_size", "levels", "anchors"}
+    if unknown := sorted(set(content) - known):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if missing := sorted(required - set(content)):
+        raise ValueError(f"{where}: field {missing[0]!r} is missing")
+    for name in ("encoder", "neck"):
+        _check(
+            where,
+            name,
+            content[name],
+            content[name] is None and name == "neck" or _is_description(content[name]),
+            'an object with "class" and "kwargs"',
+        )
+    _check(
+        where,
+        "patch_zyx",
+        content["patch_zyx"],
+        _is_list(content["patch_zyx"], int, 3, low=1),
+        "three whole numbers >= 1",
+    )
+    _check(where, "batch_size", content["batch_size"], _is_number(content["batch_size"], int, 1), "a whole number >= 1")
+    levels = content["levels"]
+    _check(
+        where,
+        "levels",
+        levels,
+        _is_list(levels, int, None, low=0) and levels == sorted(set(levels)),
+        "increasing whole numbers, finest first",
+    )
+    sizes = content["anchors"].get("sizes_zyx_voxels") if isinstance(content["anchors"], dict) else None
+    _check(
+        where,
+        "anchors.sizes_zyx_voxels",
+        sizes,
+        isinstance(sizes, list) and bool(sizes) and all(_is_list(size, (int, float), 3, low=1e-3) for size in sizes),
+        "a list of (z, y, x) sizes > 0",
+    )
+    spacing = content.get("spacing_zyx_mm")
+    _check(
+        where,
+        "spacing_zyx_mm",
+        spacing,
+        spacing is None or _is_list(spacing, (int, float), 3, low=1e-3),
+        "three numbers > 0 or null",
+    )
+    lists = {
+        name: tuple(content[name])
+        for name in ("patch_zyx", "levels", "spacing_zyx_mm", "classes", "modalities", "notes")
+        if content.get(name) is not None
+    }
+    return Plan(**{**content, **lists})
+
+
+def _check(where: str, field: str, found: Any, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{where}: field {field!r} is {found!r}, wanted {wanted}")
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("class"), str) and isinstance(value.get("kwargs"), dict)
+
+
+def _is_number(value: Any, kind: Any, low: float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value >= low
+
+
+def _is_list(value: Any, kind: Any, length: int | None, low: float) -> bool:
+    right_length = isinstance(value, list) and (len(value) == length if length else len(value) > 0)
+    return right_length and all(_is_number(item, kind, low) for item in value)

@@ -1,0 +1,158 @@
+"""The run folder: config.json, metrics.jsonl, progress.png, checkpoints/. Everything needed to see, resume or repeat a run."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+VERSIONED = (
+    "girih",
+    "girih-data3d",
+    "girih-backbones",
+    "girih-ssl",
+    "girih-detectors",
+    "girih-metrics",
+    "torch",
+    "numpy",
+    "zarr",
+)
+FREE_TO_CHANGE = {"resume", "workers", "checkpoint_every", "device", "out"}  # these never change what is computed
+
+
+class RunFolder:
+    """One training run on disk. Only the main process writes; every process may read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json.
+
+        Raises:
+            ValueError: the folder holds no readable config.json of this schema.
+        """
+        return read_json(self.path / "config.json", "girih-run", "the folder of a finished or running training")
+
+    def start(self, config: Mapping[str, Any], *, resume: bool, main: bool) -> None:
+        """Write config.json, or when resuming check that it is the same run.
+
+        Raises:
+            ValueError: the folder already holds a run and `resume` is false, or it is another run; the field is named.
+        """
+        target = self.path / "config.json"
+        if target.exists():
+            found, wanted = self.config, json.loads(json.dumps(config))
+            if not resume:
+                raise ValueError(f"{self.path} already holds a run; pass --resume to go on with it, or another --out")
+            for field in sorted(set(found["settings"]) | set(wanted["settings"]) - FREE_TO_CHANGE):
+                old, new = found["settings"].get(field), wanted["settings"].get(field)
+                if old != new and field not in FREE_TO_CHANGE:
+                    raise ValueError(f"{target}: cannot resume with another {field}: found {old!r}, asked for {new!r}")
+        elif main:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(target, config)
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Append one row to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl beyond `step`: a resumed run writes them again."""
+        if self.metrics.exists():
+            rows = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            write_text(self.metrics, "".join(row + "\n" for row in rows))
+
+
+def run_config(command: Any, **more: Any) -> dict[str, Any]:
+    """Return the content of config.json for a command (a dataclass) and what it resolved to."""
+    return {
+        "schema": f"girih-run/{SCHEMA}",
+        "command": type(command).__name__.lower(),
+        "settings": plain(command),
+        **{name: plain(value) for name, value in more.items()},
+        "versions": versions(),
+    }
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash of the settings that decide what is computed."""
+    settings = {key: value for key, value in config["settings"].items() if key not in FREE_TO_CHANGE}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON types: dataclasses become dicts (with their class), paths strings, tuples lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **plain(asdict(value))}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def read_json(path: Path, schema: str, what: str) -> dict[str, Any]:
+    """Return the JSON object in `path` whose "schema" starts with `schema`.
+
+    Raises:
+        ValueError: there is no such file, it is not JSON, or of another schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != f"{schema}/{SCHEMA}":
+        raise ValueError(f"{path}: schema is {found!r}, wanted '{schema}/{SCHEMA}'")
+    return dict(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all. NaN and infinity are refused, since JSON has none."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _step(line: str) -> int:
+    """The step of a row; a line cut off by a kill counts as beyond every step."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 2**63

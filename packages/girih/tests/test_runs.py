@@ -1,0 +1,69 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from girih.runs import RunFolder, config_sha256, read_json, run_config, write_json
+
+
+@dataclass(frozen=True)
+class Command:
+    out: Path
+    seed: int = 0
+    workers: int = 0
+    resume: bool = False
+
+
+def config(tmp_path: Path, **settings) -> dict:
+    return run_config(Command(tmp_path, **settings))
+
+
+def test_a_run_folder_refuses_a_second_run_unless_it_resumes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start(config(tmp_path), resume=False, main=True)
+    with pytest.raises(ValueError, match="already holds a run; pass --resume"):
+        folder.start(config(tmp_path), resume=False, main=True)
+    folder.start(config(tmp_path, resume=True), resume=True, main=True)
+
+
+def test_resuming_another_run_names_the_field(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start(config(tmp_path), resume=False, main=True)
+    with pytest.raises(ValueError, match="cannot resume with another seed: found 0, asked for 1"):
+        folder.start(config(tmp_path, seed=1), resume=True, main=True)
+
+
+def test_settings_that_change_nothing_computed_may_differ(tmp_path: Path) -> None:
+    assert config_sha256(config(tmp_path, workers=3)) == config_sha256(config(tmp_path / "elsewhere"))
+    assert config_sha256(config(tmp_path, seed=1)) != config_sha256(config(tmp_path))
+
+
+def test_rows_after_the_checkpoint_and_a_torn_last_row_are_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        folder.log({"step": step, "loss": 0.5})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    folder.forget_after(2)
+    assert [json.loads(row)["step"] for row in folder.metrics.read_text().splitlines()] == [1, 2]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    write_json(path, {"schema": "girih-x/1", "value": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert read_json(path, "girih-x", "scores")["value"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.json"]
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(ValueError, match=r"is not a run: it has no config\.json"):
+        read_json(path, "girih-run", "a run")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        read_json(path, "girih-run", "a run")
+    path.write_text('{"schema": "girih-run/9"}')
+    with pytest.raises(ValueError, match="schema is 'girih-run/9', wanted 'girih-run/1'"):
+        read_json(path, "girih-run", "a run")

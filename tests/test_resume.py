@@ -1,0 +1,79 @@
+"""A training killed in the middle and resumed is, bit for bit, the training that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS = 6
+KILL_AFTER = 3  # a checkpoint stands at step 2; the kill falls between it and the next
+
+
+def command(kind: str, store: Path, plan: str, out: Path, world: int) -> list[str]:
+    program = ["-m", "girih.cli"] if world == 1 else [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m", "girih.cli"
+    ]  # fmt: skip
+    arguments = {
+        "pretrain": ["pretrain", "mae", "--patch-zyx", "32", "32", "32", "--batch-size", "2", "--momentum", "0.9"],
+        "finetune": ["finetune", "--augmentation", "base_more"],
+    }[kind]
+    return [
+        sys.executable, *program, *arguments, "--data", str(store), "--out", str(out), "--plan", plan,
+        "--steps", str(STEPS), "--lr", "0.01", "--workers", "0", "--checkpoint-every", "2", "--device", "cpu", "--resume",
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def run(*args) -> None:
+    done = subprocess.run(command(*args), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def run_and_kill(kind: str, store: Path, plan: str, out: Path, world: int) -> None:
+    process = subprocess.Popen(
+        command(kind, store, plan, out, world), env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics = out / "metrics.jsonl"
+    for _ in range(2400):
+        if metrics.exists() and metrics.read_text().count("\n") >= KILL_AFTER:
+            break
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_and_resumed_equals_uninterrupted(kind: str, world: int, store: Path, plan: str, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(kind, store, plan, whole, world)
+    run_and_kill(kind, store, plan, broken, world)
+    assert json.loads((broken / "checkpoints" / (broken / "checkpoints/latest").read_text() / "state.json").read_text())["step"] < STEPS
+    run(kind, store, plan, broken, world)
+
+    assert losses(broken) == losses(whole)
+    last = f"step_{STEPS:09d}"
+    expected = load_file(whole / "checkpoints" / last / "model.safetensors")
+    found = load_file(broken / "checkpoints" / last / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(expected[name].equal(found[name]) for name in expected)
+    state = json.loads((broken / "checkpoints" / last / "state.json").read_text())
+    assert state["world"] == world  # torchrun really started this many
+    assert not list((broken / "checkpoints").glob(".*"))
