@@ -73,7 +73,7 @@ def initialise(module: nn.Module, init: Init) -> None:
         return
     mode: Literal["fan_in", "fan_out"] = "fan_out" if init == "he_fan_out" else "fan_in"
     for part in module.modules():
-        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d) and not part.weight.is_meta:
             nn.init.kaiming_normal_(part.weight, a=NEGATIVE_SLOPE, mode=mode)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
