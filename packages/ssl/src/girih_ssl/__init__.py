@@ -1,1 +1,29 @@
 """Self-supervised and supervised pre-training objectives for 3D medical volumes, one file each."""
+
+from girih_ssl.batch import check_batch, check_patch, sample_generators
+from girih_ssl.interfaces import Batch, DatasetInfo, Encoder, Neck, Objective, ObjectiveConfig, Parts
+from girih_ssl.mae import MAE, MAEConfig
+from girih_ssl.masking import draw_hidden_blocks, hidden_count, to_voxels
+from girih_ssl.registry import PluginError, objectives
+from girih_ssl.voxel_head import VoxelHead
+
+__all__ = [
+    "MAE",
+    "Batch",
+    "DatasetInfo",
+    "Encoder",
+    "MAEConfig",
+    "Neck",
+    "Objective",
+    "ObjectiveConfig",
+    "Parts",
+    "PluginError",
+    "VoxelHead",
+    "check_batch",
+    "check_patch",
+    "draw_hidden_blocks",
+    "hidden_count",
+    "objectives",
+    "sample_generators",
+    "to_voxels",
+]

@@ -1,0 +1,140 @@
+"""The smallest network and batch that meet the borders, so that an objective can be tested without another package."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from girih_ssl.interfaces import Batch, DatasetInfo, Parts, Triple
+
+CHANNELS: tuple[int, ...] = (4, 8, 8)
+STRIDES: tuple[Triple, ...] = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
+DATASETS = ("overlapping", "disjoint")
+
+
+class TinyEncoder(nn.Module):
+    """Three stages of one convolution, instance norm and leaky ReLU; about 3200 parameters, coarsest stride 4.
+
+    Convolutions have no bias, since the norm after them would cancel it: every parameter has a gradient.
+    """
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.channels = CHANNELS
+        self.strides = STRIDES
+        self.stem = _unit(in_channels, CHANNELS[0], stride=1)
+        self.stages = _Stages(
+            _unit(before, after, stride) for before, after, stride in ((4, 4, 1), (4, 8, 2), (8, 8, 2))
+        )
+
+    def forward(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
+        """Return three maps, finest first."""
+        maps: list[Tensor] = self.stages(self.stem(x))
+        return maps
+
+
+class TinyNeck(nn.Module):
+    """Top-down sums of 1 x 1 x 1 convolutions of the encoder's maps; every parameter leads to the finest map."""
+
+    def __init__(self, channels: tuple[int, ...] = CHANNELS, strides: tuple[Triple, ...] = STRIDES) -> None:
+        super().__init__()
+        self.channels = (channels[0],) * len(channels)
+        self.strides = strides
+        self.lateral = nn.ModuleList(nn.Conv3d(width, channels[0], kernel_size=1) for width in channels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return as many maps as there are, all with the channels of the finest."""
+        laterals = [conv(x) for conv, x in zip(self.lateral, maps, strict=True)]
+        summed = [laterals[-1]]
+        for finer in reversed(laterals[:-1]):
+            summed.append(finer + F.interpolate(summed[-1], size=finer.shape[2:], mode="nearest"))
+        return summed[::-1]
+
+
+def tiny_parts(in_channels: int = 1, patch_zyx: Triple = (32, 32, 32)) -> Parts:
+    """Return parts around a TinyEncoder, with two annotated datasets.
+
+    Args:
+        in_channels: channels of the volumes and of both datasets.
+        patch_zyx: voxels of the patch; at least 8 a side, or the coarsest map is a single cell.
+    """
+    regions: tuple[list[list[int]], ...] = ([[1, 2], [2]], [[1], [2], [3]])
+    datasets: Mapping[str, DatasetInfo] = {
+        "overlapping": {
+            "channels": in_channels,
+            "classes": ["organ", "lesion"],
+            "regions": regions[0],
+            "activation": "sigmoid",
+        },
+        "disjoint": {
+            "channels": in_channels,
+            "classes": ["liver", "spleen", "kidney"],
+            "regions": regions[1],
+            "activation": "softmax",
+        },
+    }
+    return Parts(
+        encoder=TinyEncoder(in_channels),
+        make_neck=TinyNeck,
+        make_stem=lambda channels: _unit(channels, CHANNELS[0], stride=1),
+        in_channels=in_channels,
+        patch_zyx=patch_zyx,
+        datasets=datasets,
+    )
+
+
+def make_batch(size: int = 2, in_channels: int = 1, patch_zyx: Triple = (32, 32, 32), seed: int = 0) -> Batch:
+    """Return a batch with every key an objective may require, all of it a function of the arguments.
+
+    The images are smooth random fields with some noise, z-scored per sample; the labels follow the first channel, so
+    all can be learnt. The last plane along x is not valid and has no label. The samples' datasets take turns.
+
+    Args:
+        size: samples.
+        in_channels: channels of every sample.
+        patch_zyx: voxels of the patch.
+        seed: another seed, other samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(size, in_channels, 4, 4, 4, generator=generator)
+    image = F.interpolate(coarse, size=patch_zyx, mode="trilinear", align_corners=False)
+    image = image + 0.1 * torch.randn(image.shape, generator=generator)
+    image = (image - image.mean((2, 3, 4), keepdim=True)) / image.std((2, 3, 4), keepdim=True)
+    valid = torch.ones(size, *patch_zyx, dtype=torch.bool)
+    valid[..., -1] = False
+    semantic = torch.bucketize(image[:, 0].contiguous(), torch.tensor([-0.5, 0.5, 1.0])).to(torch.int16)
+    semantic[~valid] = -1
+    low, high = [side // 4 for side in patch_zyx], [side // 2 for side in patch_zyx]
+    instances = torch.zeros(size, *patch_zyx, dtype=torch.int32)
+    instances[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
+    return Batch(
+        image=image,
+        seed=torch.randint(2**40, (size,), generator=generator),
+        valid=valid,
+        semantic=semantic,
+        instances=instances,
+        boxes=[torch.tensor([[*low, *high]], dtype=torch.float32) for _ in range(size)],
+        labels=[torch.zeros(1, dtype=torch.int64) for _ in range(size)],
+        dataset=[DATASETS[i % 2] for i in range(size)],
+        case_id=[f"case_{i}" for i in range(size)],
+    )
+
+
+class _Stages(nn.ModuleList):
+    def forward(self, h: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self:
+            h = stage(h)
+            maps.append(h)
+        return maps
+
+
+def _unit(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.InstanceNorm3d(out_channels, affine=True),
+        nn.LeakyReLU(0.01),
+    )

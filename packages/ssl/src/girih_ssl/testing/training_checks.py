@@ -1,0 +1,142 @@
+"""Checks over optimiser steps and processes: learning, gradients, state, teacher, compilation, DDP."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from girih_ssl.testing.subject import Subject, after_step, backward, loss_of, require, run_time_types_off
+from girih_ssl.testing.tiny import tiny_parts
+from girih_ssl.testing.two_processes import failures_of_two_processes
+
+STEPS = 20
+
+
+def check_loss_falls_on_one_batch(subject: Subject) -> None:
+    """Twenty steps of Adam on one batch lower the loss by at least 2 % of its size."""
+    objective, batch = subject.build(), subject.batch()
+    optimiser = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
+    first = float(loss_of(objective, batch))
+    for _ in range(STEPS):
+        backward(objective, batch)
+        optimiser.step()
+        after_step(objective)
+    last = float(loss_of(objective, batch))
+    require(last < first - 0.02 * abs(first), f"{STEPS} steps on one batch: found loss {first} before, {last} after")
+
+
+def check_gradient_reaches_every_encoder_parameter(subject: Subject) -> None:
+    """What is not trained in pre-training is not worth transferring."""
+    objective = subject.build()
+    backward(objective, subject.batch())
+    for name, parameter in objective.encoder.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.any())
+        require(reached, f"encoder.{name}: found {'zero' if parameter.grad is not None else 'no'} gradient")
+
+
+def check_no_unused_parameter(subject: Subject) -> None:
+    """Every trainable parameter outside the encoder gets a gradient; DDP fails on those that do not."""
+    objective = subject.build()
+    gradients = backward(objective, subject.batch())
+    for name, parameter in objective.named_parameters():
+        unused = parameter.requires_grad and gradients[name] is None and not name.startswith("encoder.")
+        require(not unused, f"{name}: is trainable but the loss does not use it")
+
+
+def check_state_round_trip(subject: Subject) -> None:
+    """A state dict holds all that a run needs: what is loaded gives the same loss and goes on alike."""
+    saved, loaded = subject.build(init=0), subject.build(init=1)
+    with torch.no_grad():
+        for tensor in saved.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1.01).add_(0.01)  # as if trained, so that no value is the initial one
+    loaded.load_state_dict(saved.state_dict())
+    losses = [float(loss_of(objective, subject.batch())) for objective in (saved, loaded)]
+    require(losses[0] == losses[1], f"found loss {losses[0]} before saving and {losses[1]} after loading")
+    after_step(saved)
+    after_step(loaded)
+    for name, tensor in saved.state_dict().items():
+        same = torch.equal(tensor, loaded.state_dict()[name])
+        require(same, f"{name}: differs between the saved and the loaded objective after one after_step()")
+
+
+def check_teacher(subject: Subject) -> None:
+    """A teacher is in eval mode, has no gradient, is in the state dict and moves in after_step() only."""
+    objective = subject.build()
+    teacher = getattr(objective, "teacher", None)
+    if teacher is None:
+        return
+    require(isinstance(teacher, nn.Module), f"teacher: found {type(teacher).__name__}, wanted an nn.Module")
+    require(not any(module.training for module in teacher.modules()), "teacher: train() puts it into training mode")
+    trainable = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
+    require(not trainable, f"teacher: {', '.join(trainable[:3])} have requires_grad=True")
+    absent = {f"teacher.{name}" for name in teacher.state_dict()} - set(objective.state_dict())
+    require(not absent, f"state dict: lacks {', '.join(sorted(absent)[:3])}")
+    initial = _clone(teacher)
+    optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
+    backward(objective, subject.batch())
+    optimiser.step()
+    require(_equal(teacher, initial), "teacher: moves before after_step()")
+    after_step(objective)
+    require(not _equal(teacher, initial), "teacher: does not move in after_step()")
+
+
+def check_exported_encoder_loads(subject: Subject) -> None:
+    """The encoder's state loads into a fresh encoder with nothing missing and nothing left over.
+
+    Where an objective has a stem per dataset in `stems`, each of them stands in for the encoder's own.
+    """
+    objective = subject.build()
+    exported = objective.encoder.state_dict()
+    stems = getattr(objective, "stems", None)
+    if stems is None:
+        _require_loads(exported, 1, "encoder")
+        return
+    stages = {name: value for name, value in exported.items() if not name.startswith("stem.")}
+    for dataset, stem in stems.items():
+        own = {f"stem.{name}": value for name, value in stem.state_dict().items()}
+        _require_loads(stages | own, 1, f"encoder with the stem of {dataset!r}")
+
+
+def check_compiles(subject: Subject) -> None:
+    """torch.compile runs, forward and backward, and gives the same loss (backend aot_eager: no code is generated)."""
+    objective = subject.build()
+    eager = loss_of(objective, subject.batch())
+    torch.compiler.reset()
+    compiled: Any = torch.compile(objective, backend="aot_eager")
+    with run_time_types_off():
+        loss = compiled(subject.batch())["loss"]
+    loss.sum().backward()
+    torch.compiler.reset()
+    require(
+        torch.allclose(loss.detach(), eager, rtol=1e-4),
+        f"found loss {float(loss.detach().sum())} compiled, {float(eager)} eager",
+    )
+
+
+def check_two_processes_equal_one(subject: Subject) -> None:
+    """DDP over two gloo processes with half a batch each gives the gradients of one process with the whole.
+
+    The batch has the required keys only. With `ddp_exact = False` it has to run and give finite gradients.
+    """
+    failures = failures_of_two_processes(subject)
+    require(not failures, "; ".join(failures))
+
+
+def _require_loads(state: dict[str, Tensor], in_channels: int, what: str) -> None:
+    fresh: Any = tiny_parts(in_channels).encoder
+    wanted = {name: tuple(value.shape) for name, value in fresh.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    require(not missing and not extra, f"{what}: missing {missing}, left over {extra}")
+    changed = [name for name in wanted if wanted[name] != found[name]]
+    require(not changed, f"{what}: other shapes of {', '.join(changed)}")
+    fresh.load_state_dict(state)
+
+
+def _clone(module: nn.Module) -> list[Tensor]:
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def _equal(module: nn.Module, state: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), state, strict=True))

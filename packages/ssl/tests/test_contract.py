@@ -1,0 +1,10 @@
+from girih_ssl import MAEConfig
+from girih_ssl.testing import ObjectiveContract
+
+
+class TestMAE(ObjectiveContract):
+    config = MAEConfig
+
+
+class TestSmallAnisotropicBlocks(ObjectiveContract):
+    config = MAEConfig(mask_ratio=0.5, block_zyx=(2, 4, 6))
