@@ -1,22 +1,38 @@
 """Medical volumes in zarr: read, prepare, and load training patches fast and safely."""
 
 from girih_data3d.affine import boxes_to_ras, move_boxes, voxel_to_world, world_to_voxel
+from girih_data3d.case import Case
+from girih_data3d.conversion import Report, prepare_case, prepare_many
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
 from girih_data3d.instances import resample_instances
+from girih_data3d.manifest import CaseSource, Dataset, read_manifest
 from girih_data3d.nifti import write_nifti
-from girih_data3d.normalize import normalize
-from girih_data3d.resample import resample
+from girih_data3d.normalisation import normalize
+from girih_data3d.prepare import prepare_scan
+from girih_data3d.resampling import resample
 from girih_data3d.scan import read_labels, read_scan
+from girih_data3d.spec import PrepareSpec
+from girih_data3d.store import Store
 
 __all__ = [
+    "Case",
+    "CaseSource",
     "CorruptCaseError",
+    "Dataset",
     "ManifestError",
+    "PrepareSpec",
+    "Report",
     "ScanError",
     "StaleCaseError",
+    "Store",
     "boxes_to_ras",
     "move_boxes",
     "normalize",
+    "prepare_case",
+    "prepare_many",
+    "prepare_scan",
     "read_labels",
+    "read_manifest",
     "read_scan",
     "resample",
     "resample_instances",

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64, Integer
 from scipy import ndimage
 
-from girih_data3d.resample import Triple, axis_operator, new_shape
+from girih_data3d.resampling import Triple, axis_operator, new_shape
 
 Slices = tuple[slice, slice, slice]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 import girih_data3d as d3
-from girih_data3d.resample import new_shape
+from girih_data3d.resampling import new_shape
 
 ONE = (1.0, 1.0, 1.0)
 spacings = st.tuples(*[st.floats(0.4, 3.0)] * 3)

@@ -5,7 +5,7 @@ from typing import Literal, TypedDict, get_args
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from girih_data3d.resample import Number
+from girih_data3d.resampling import Number
 
 Scheme = Literal["zscore", "zscore_mask", "ct", "none"]
 Range = tuple[Number, Number]

@@ -1,0 +1,72 @@
+"""Nothing half-written is ever visible: write aside on the same disk, flush, rename."""
+
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ABANDONED_AFTER_S = 24 * 3600
+"""Age from which an unfinished entry of another machine is taken for abandoned."""
+
+
+@contextmanager
+def written_aside(root: Path, target: Path) -> Iterator[Path]:
+    """Yield a path in root/.tmp to write a file or folder to; on success it is flushed and becomes `target`."""
+    aside = root / ".tmp" / f"{os.getpid()}@{platform.node()}@{uuid.uuid4().hex}"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _flush(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():  # folders are not replaced: the old one moves out of the way first
+            old = aside.with_name(f"{aside.name}.old")
+            target.replace(old)
+            aside.replace(target)
+            shutil.rmtree(old)
+        else:
+            aside.replace(target)
+        _flush(target.parent)
+    finally:
+        _remove(aside)
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what dead processes of this machine, or anybody a day ago, left unfinished in root/.tmp."""
+    folder = root / ".tmp"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        process, _, rest = path.name.partition("@")
+        ours = os.name == "posix" and process.isdigit() and rest.rpartition("@")[0] == platform.node()
+        if (ours and not _alive(int(process))) or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+            _remove(path)
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,138 @@
+"""Prepare a scan in memory: crop, resample, normalise; and put its labels on the same grid."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float64, Int32
+
+from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
+from girih_data3d.errors import ScanError
+from girih_data3d.instances import resample_instances
+from girih_data3d.normalisation import Normalisation, normalize
+from girih_data3d.resampling import Triple, new_shape, resample
+from girih_data3d.spec import PrepareSpec
+
+Size = tuple[int, int, int]
+
+
+class Prepared(TypedDict):
+    """How a prepared grid lies in its source file; plain JSON values.
+
+    A box goes back by its eight corners: `affine` -> RAS -> inverse `source_affine` -> hull (`move_boxes`).
+    """
+
+    source_shape_zyx: list[int]
+    source_affine: list[list[float]]
+    crop_start_zyx: list[int]
+    """In the canonical grid of the scan."""
+    shape_zyx: list[int]
+    affine: list[list[float]]
+    normalisation: Normalisation
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The part of a canonical scan that is kept, and the grid it is resampled to."""
+
+    start: Size
+    stop: Size
+    shape: Size
+    affine: Float64[np.ndarray, "4 4"]
+    spacing: Triple
+    """Of the scan."""
+    target: Triple
+    """Voxel size that was asked for; the exact one is extent / shape."""
+
+
+def prepare_scan(scan: xr.DataArray, spec: PrepareSpec) -> tuple[xr.DataArray, Prepared]:
+    """Crop, resample and normalise a scan as a dataset made with `spec` holds it (before quantisation).
+
+    Returns:
+        The prepared scan, of the same form as `read_scan`'s, and the record that places it in the source file.
+
+    Raises:
+        ValueError: the normalisation's channels are not the scan's.
+    """
+    return prepare_on_grid(scan, spec, choose_grid(scan, spec))
+
+
+def choose_grid(scan: xr.DataArray, spec: PrepareSpec, objects: Int32[np.ndarray, "z y x"] | None = None) -> Grid:
+    """Return the crop (never through an object) and the resampled grid."""
+    shape: Size = (scan.sizes["z"], scan.sizes["y"], scan.sizes["x"])
+    start, stop = (0, 0, 0), shape
+    if spec.crop == "nonzero":
+        kept = (scan.values != 0).any(axis=0)
+        if objects is not None:
+            kept |= objects != 0
+        start, stop = _bounds(kept)
+    cropped: Size = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
+    spacing: Triple = scan.attrs["spacing_zyx_mm"]
+    target = spec.target_zyx_mm or spacing
+    out = new_shape(cropped, spacing, target)
+    affine = rescale_affine(shift_affine(scan.attrs["affine"], np.array(start)), cropped, out)
+    return Grid(start, stop, out, affine, spacing, target)
+
+
+def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[xr.DataArray, Prepared]:
+    """Resample a scan to a grid and normalise it."""
+    volume = scan.values[(slice(None), *_window(grid))]
+    mask = None
+    if spec.normalisation == "zscore_mask":
+        inside = (volume != 0).any(axis=0)
+        mask = resample(inside, spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target, method="nearest") > 0
+    volume = resample(volume, spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target)
+    volume, record = normalize(volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask)
+    prepared: Prepared = {
+        "source_shape_zyx": [int(n) for n in scan.attrs["source_shape_zyx"]],
+        "source_affine": np.asarray(scan.attrs["source_affine"]).tolist(),
+        "crop_start_zyx": list(grid.start),
+        "shape_zyx": list(grid.shape),
+        "affine": grid.affine.tolist(),
+        "normalisation": record,
+    }
+    spacing = spacing_zyx(grid.affine)
+    coords = {axis: np.arange(n) * mm for axis, n, mm in zip("zyx", grid.shape, spacing, strict=True)}
+    attrs = {**scan.attrs, "affine": grid.affine, "spacing_zyx_mm": spacing}
+    return xr.DataArray(volume, dims=("channel", "z", "y", "x"), coords=coords, name="scan", attrs=attrs), prepared
+
+
+def labels_on_grid(labels: Int32[np.ndarray, "z y x"], grid: Grid) -> Int32[np.ndarray, "Z Y X"]:
+    """Crop and resample a label map of the canonical scan; no label vanishes that lies inside the crop."""
+    return resample_instances(labels[_window(grid)], spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target)
+
+
+def join_channels(scans: list[xr.DataArray], names: list[str]) -> xr.DataArray:
+    """Join single-channel scans of one grid into one.
+
+    Raises:
+        ScanError: a scan has another shape or affine (1e-3 mm) than the first.
+    """
+    first = scans[0]
+    for scan, name in zip(scans[1:], names[1:], strict=True):
+        if scan.shape != first.shape:
+            raise ScanError(f"{name}: shape {scan.shape[1:]}, the first channel's is {first.shape[1:]} ({names[0]})")
+        if not np.allclose(scan.attrs["affine"], first.attrs["affine"], rtol=0, atol=1e-3):
+            mine, other = scan.attrs["affine"].tolist(), first.attrs["affine"].tolist()
+            raise ScanError(f"{name}: affine {mine}, the first channel's is {other} ({names[0]})")
+    if len(scans) == 1:
+        return first
+    values = np.concatenate([scan.values for scan in scans])
+    coords = {axis: first.coords[axis] for axis in "zyx"}
+    return xr.DataArray(values, dims=first.dims, coords=coords, name=first.name, attrs=first.attrs)
+
+
+def _window(grid: Grid) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(a, b) for a, b in zip(grid.start, grid.stop, strict=True))
+    return z, y, x
+
+
+def _bounds(kept: np.ndarray) -> tuple[Size, Size]:
+    """Return the half-open bounds of the true voxels, or of everything if there is none."""
+    low, high = [], []
+    for axis in range(3):
+        line = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
+        low.append(int(line[0]) if len(line) else 0)
+        high.append(int(line[-1]) + 1 if len(line) else kept.shape[axis])
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
