@@ -100,7 +100,9 @@ class TransferError(ValueError):
         self.report = report
         errors = report.errors
         found, wanted = ("+".join(part["class"] for part in side.values()) for side in (report.found, report.wanted))
-        lines = [f"{report.file}: {len(errors)} tensors do not fit: found {found}, wanted {wanted}; nothing was loaded"]
+        lines = [
+            f"{report.file}: found {found}, wanted {wanted}; nothing loaded, tensors that do not fit: {len(errors)}"
+        ]
         lines += [f"  differs: {line}" for line in report.differences]
         lines += [f"  {row.name}: {row.reason}" for row in errors[:_SHOWN]]
         if len(errors) > _SHOWN:

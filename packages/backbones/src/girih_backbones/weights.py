@@ -168,6 +168,8 @@ def _check_format(path: Path, max_bytes: int) -> None:
         return
     if start.startswith((b"PK\x03\x04", b"\x80")):
         raise ValueError("found a pickle or zip file as torch.save writes it, wanted safetensors (no code inside)")
+    if not start:
+        raise ValueError("found an empty file, wanted safetensors")
     raise ValueError(f"found a file that begins with {start!r}, wanted safetensors")
 
 

@@ -1,0 +1,295 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from girih_backbones import (
+    UFPN,
+    Encoder,
+    FeaturePyramid,
+    PlainEncoder,
+    ResidualEncoder,
+    TransferError,
+    UNetDecoder,
+    Weights,
+    load_weights,
+    make_stem,
+    read_weights,
+    save_weights,
+)
+
+
+def small(in_channels: int = 1, channels: tuple[int, ...] = (2, 4), **kwargs: Any) -> ResidualEncoder:
+    """A new encoder with weights of its own, none of them 0 or 1."""
+    encoder = ResidualEncoder(in_channels, channels=channels, blocks=(1,) * len(channels), **kwargs)
+    for p in encoder.parameters():
+        nn.init.normal_(p)
+    return encoder
+
+
+def unet(encoder: Encoder) -> FeaturePyramid:
+    return FeaturePyramid(encoder, UNetDecoder(encoder.channels, encoder.strides))
+
+
+@pytest.fixture
+def source() -> ResidualEncoder:
+    return small()
+
+
+@pytest.fixture
+def stems(source: ResidualEncoder) -> dict[str, nn.Module]:
+    return {"ct": make_stem(source, 1), "mr": make_stem(source, 4)}
+
+
+@pytest.fixture
+def weights(tmp_path: Path, source: ResidualEncoder, stems: dict[str, nn.Module]) -> Weights:
+    save_weights(tmp_path / "w.safetensors", encoder=source, neck=unet(source).neck, stems=stems)
+    return read_weights(tmp_path / "w.safetensors")
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def fails(model: nn.Module, weights: Weights, **kwargs: Any) -> TransferError:
+    """Return the error of a transfer that must fail, after checking that the model did not change."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(TransferError) as caught:
+        load_weights(model, weights, **kwargs)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert str(weights.path) in str(caught.value)
+    return caught.value
+
+
+# --- what fits ----------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_alone_moves_by_default(source: ResidualEncoder, weights: Weights) -> None:
+    pyramid = unet(small())
+    neck = {name: tensor.clone() for name, tensor in pyramid.neck.state_dict().items()}
+    report = load_weights(pyramid.encoder, weights)
+    assert equal(pyramid.encoder, source)
+    assert all(torch.equal(neck[name], tensor) for name, tensor in pyramid.neck.state_dict().items())
+    n = len(source.state_dict())
+    assert report.counts == {"loaded": n, "reshaped": 0, "skipped": len(weights.tensors) - n, "missing": 0}
+    reasons = {row.name: row.reason for row in report.rows}
+    assert reasons["neck.up.0.weight"] == "outside scope 'encoder'"
+    assert reasons["stems.mr.conv.weight"] == "stem of one dataset, a source only"
+
+
+def test_scope_all_moves_the_neck_too(weights: Weights) -> None:
+    pyramid = unet(small())
+    report = load_weights(pyramid, weights, scope="all")
+    for name, tensor in pyramid.state_dict().items():
+        assert torch.equal(tensor, weights.tensors[name])
+    assert report.counts["loaded"] == len(pyramid.state_dict())
+
+
+def test_every_tensor_of_both_sides_is_reported_once(weights: Weights) -> None:
+    model = small()
+    names = [row.name for row in load_weights(model, weights).rows]
+    assert names[: len(model.state_dict())] == [f"encoder.{name}" for name in model.state_dict()]
+    assert len(names) == len(set(names))
+    assert set(names) == weights.tensors.keys()
+
+
+def test_features_are_those_of_the_source(source: ResidualEncoder, weights: Weights) -> None:
+    model, image = small(), torch.randn(1, 1, 8, 8, 8)
+    load_weights(model, weights)
+    assert all(torch.equal(a, b) for a, b in zip(model(image), source(image), strict=True))
+
+
+def test_the_models_type_and_memory_format_stay(source: ResidualEncoder, weights: Weights) -> None:
+    model = small().to(torch.float64, memory_format=torch.channels_last_3d)
+    load_weights(model, weights)
+    weight = model.stages[1][0].conv1.conv.weight
+    assert weight.dtype == torch.float64
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(weight.float(), source.stages[1][0].conv1.conv.weight)
+    assert weight.requires_grad
+
+
+def test_the_files_tensors_are_not_shared_with_the_model(weights: Weights) -> None:
+    model = small()
+    load_weights(model, weights)
+    with torch.no_grad():
+        model.stem.conv.weight.zero_()
+    assert weights.tensors["encoder.stem.conv.weight"].any()
+
+
+# --- stems --------------------------------------------------------------------------------------------------------
+
+
+def test_random_keeps_the_models_stem(source: ResidualEncoder, weights: Weights) -> None:
+    model = small(4)
+    before = {name: tensor.clone() for name, tensor in model.stem.state_dict().items()}
+    report = load_weights(model, weights, stem="random")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.stem.state_dict().items())
+    assert equal(model.stages, source.stages)
+    stem = [row for row in report.rows if row.name.startswith("encoder.stem.")]
+    assert {row.status for row in stem} == {"skipped"}
+    assert len(stem) == 4
+
+
+def test_replicate_gives_equal_channels_what_one_channel_gave(source: ResidualEncoder, weights: Weights) -> None:
+    model, image = small(4), torch.randn(2, 1, 8, 8, 8)
+    report = load_weights(model, weights, stem="replicate")
+    assert torch.equal(model.stem.conv.weight, source.stem.conv.weight.repeat(1, 4, 1, 1, 1) / 4)
+    for a, b in zip(model(image.expand(2, 4, 8, 8, 8)), source(image), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    reshaped = [row for row in report.rows if row.status == "reshaped"]
+    assert [row.name for row in reshaped] == ["encoder.stem.conv.weight"]
+    assert "repeated over 4 channels, divided by 4" in reshaped[0].reason
+
+
+def test_replicate_of_one_to_one_is_exact(source: ResidualEncoder, weights: Weights) -> None:
+    model = small()
+    report = load_weights(model, weights, stem="replicate")
+    assert equal(model, source)
+    assert report.counts["reshaped"] == 0
+
+
+def test_replicate_starts_from_one_channel_only(tmp_path: Path) -> None:
+    save_weights(tmp_path / "two.safetensors", encoder=small(2))
+    error = fails(small(4), read_weights(tmp_path / "two.safetensors"), stem="replicate")
+    assert "encoder.stem.conv.weight: found (2, 2, 3, 3, 3), wanted (2, 4, 3, 3, 3)" in str(error)
+
+
+@pytest.mark.parametrize(("name", "in_channels"), [("ct", 1), ("mr", 4)])
+def test_a_datasets_stem(source, weights, stems, name: str, in_channels: int) -> None:
+    model = small(in_channels)
+    report = load_weights(model, weights, stem=f"dataset:{name}")
+    assert equal(model.stem, stems[name])
+    assert equal(model.stages, source.stages)
+    assert report.rows[0].reason == f"from stems.{name}.conv.weight"
+
+
+def test_a_datasets_stem_must_fit(weights: Weights) -> None:
+    assert "found (2, 4, 3, 3, 3), wanted (2, 1, 3, 3, 3)" in str(fails(small(1), weights, stem="dataset:mr"))
+
+
+@pytest.mark.parametrize(
+    ("stem", "message"),
+    [
+        ("dataset:pet", r"wanted one of the datasets of the file: \['ct', 'mr'\]"),
+        ("mean", "found 'mean', wanted 'exact'"),
+    ],
+)
+def test_an_unknown_stem_is_refused(weights: Weights, stem: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_weights(small(), weights, stem=stem)
+
+
+# --- what does not fit --------------------------------------------------------------------------------------------
+
+
+def test_other_image_channels(weights: Weights) -> None:
+    error = fails(small(4), weights)
+    assert [row.name for row in error.report.errors] == ["encoder.stem.conv.weight"]
+    assert "encoder.stem.conv.weight: found (2, 1, 3, 3, 3), wanted (2, 4, 3, 3, 3)" in str(error)
+
+
+def test_other_widths_show_both_shapes_of_the_first_failures(weights: Weights) -> None:
+    error = fails(small(channels=(2, 6)), weights)
+    assert "encoder.stages.1.0.conv1.conv.weight: found (4, 2, 3, 3, 3), wanted (6, 2, 3, 3, 3)" in str(error)
+    assert "differs: encoder channels: file [2, 4], model [2, 6]" in str(error)
+    assert f"and {len(error.report.errors) - 5} more" in str(error)
+
+
+def test_another_class(weights: Weights) -> None:
+    error = fails(PlainEncoder(1, channels=(2, 4), convs=(2, 2)), weights)
+    assert "found ResidualEncoder, wanted PlainEncoder" in str(error)
+
+
+def test_a_deeper_model_misses_tensors_unless_allowed(source: ResidualEncoder, weights: Weights) -> None:
+    model = small(channels=(2, 4, 4))
+    error = fails(model, weights)
+    assert error.report.counts["missing"] == len(model.stages[2].state_dict())
+    assert {row.name.split(".")[2] for row in error.report.errors} == {"2"}
+    deepest = {name: tensor.clone() for name, tensor in model.stages[2].state_dict().items()}
+    report = load_weights(model, weights, allow=("encoder.stages.2.*",))
+    assert report.errors == ()
+    assert "(allowed by 'encoder.stages.2.*')" in str(report)
+    assert equal(model.stages[0], source.stages[0])
+    assert equal(model.stages[1], source.stages[1])
+    assert all(torch.equal(deepest[name], tensor) for name, tensor in model.stages[2].state_dict().items())
+
+
+def test_a_deeper_file_is_not_cut_silently(tmp_path: Path) -> None:
+    deep, model, image = small(channels=(2, 4, 4)), small(), torch.randn(1, 1, 8, 8, 8)
+    save_weights(tmp_path / "deep.safetensors", encoder=deep)
+    weights = read_weights(tmp_path / "deep.safetensors")
+    error = fails(model, weights)
+    assert {row.reason for row in error.report.errors} == {"in the file, not in the model"}
+    load_weights(model, weights, allow=["encoder.stages.2.*"])
+    assert all(torch.equal(a, b) for a, b in zip(model(image), deep(image), strict=False))
+
+
+def test_a_pattern_allows_only_what_it_names(weights: Weights) -> None:
+    error = fails(small(4, channels=(2, 4, 4)), weights, allow=("encoder.stages.*",))
+    assert [row.name for row in error.report.errors] == ["encoder.stem.conv.weight"]
+
+
+def test_another_neck(source: ResidualEncoder, weights: Weights) -> None:
+    encoder = small()
+    pyramid = FeaturePyramid(encoder, UFPN(encoder.channels, encoder.strides, first_level=1))
+    error = fails(pyramid, weights, scope="all")
+    assert "found ResidualEncoder+UNetDecoder, wanted ResidualEncoder+UFPN" in str(error)
+    load_weights(pyramid, weights, scope="all", allow=("neck.*",))
+    assert equal(pyramid.encoder, source)
+
+
+def test_a_file_without_a_neck(tmp_path: Path, source: ResidualEncoder) -> None:
+    save_weights(tmp_path / "bare.safetensors", encoder=source)
+    error = fails(unet(small()), read_weights(tmp_path / "bare.safetensors"), scope="all")
+    assert "differs: neck: file none, model UNetDecoder" in str(error)
+    assert all(row.name.startswith("neck.") and row.status == "missing" for row in error.report.errors)
+
+
+def test_settings_without_tensors_are_reported(tmp_path: Path) -> None:
+    plain = {"channels": (2, 4), "convs": (1, 1)}
+    save_weights(tmp_path / "relu.safetensors", encoder=PlainEncoder(1, activation="relu", init="he", **plain))
+    model = PlainEncoder(1, activation="leaky_relu", downsampling=((1, 1, 1), (1, 2, 2)), **plain)
+    report = load_weights(model, read_weights(tmp_path / "relu.safetensors"))
+    assert report.differences == (
+        "encoder downsampling: file [[1, 1, 1], [2, 2, 2]], model [[1, 1, 1], [1, 2, 2]]",
+        "encoder activation: file relu, model leaky_relu",
+    )
+
+
+def test_model_scope_and_patterns_must_be_of_their_kind(weights: Weights) -> None:
+    with pytest.raises(ValueError, match="model: found FeaturePyramid, wanted an encoder for scope 'encoder'"):
+        load_weights(unet(small()), weights)
+    with pytest.raises(ValueError, match="model: found ResidualEncoder, wanted a FeaturePyramid for scope 'all'"):
+        load_weights(small(), weights, scope="all")
+    with pytest.raises(ValueError, match="allow: found the text"):
+        load_weights(small(), weights, allow="encoder.*")
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_the_report_prints_and_saves(weights: Weights) -> None:
+    report = load_weights(small(4), weights, stem="replicate")
+    lines = str(report).splitlines()
+    assert lines[0] == f"{weights.path}: 22 loaded, 1 reshaped, 14 skipped, 0 missing"
+    assert len(lines) == 1 + len(report.rows)
+    content = json.loads(report.to_json())
+    assert content["counts"] == report.counts
+    assert content["rows"][0] == {
+        "name": "encoder.stem.conv.weight",
+        "status": "reshaped",
+        "reason": report.rows[0].reason,
+        "error": False,
+    }
+    assert content["found"] == content["wanted"] == {"encoder": weights.header["encoder"]}
+
+
+def test_the_report_of_a_failure_marks_the_failing_rows(weights: Weights) -> None:
+    marked = [line for line in str(fails(small(4), weights).report).splitlines() if line.startswith("! ")]
+    assert len(marked) == 1
+    assert "encoder.stem.conv.weight" in marked[0]
