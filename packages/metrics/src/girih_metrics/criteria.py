@@ -1,0 +1,115 @@
+"""What makes a prediction a hit: how close every prediction of a case lies to every object.
+
+Each criterion is a function of one case, the rows of its objects and of its predictions, and returns a matrix in which
+larger is closer; `cut` turns a threshold into the value from which a pair is a hit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from girih_metrics.boxes import pairwise_iou
+from girih_metrics.cases import Checked
+
+CriterionName = Literal["box_iou", "mask_iou", "center_distance", "point_in_mask", "point_in_box"]
+Closeness = Callable[[Checked, Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]], Float64[np.ndarray, "n m"]]
+
+MISS = -np.inf
+"""Closeness of a pair that no threshold accepts."""
+
+
+def closeness(criterion: CriterionName, *, fixed_radius: bool) -> Closeness:
+    """Return the function that measures `criterion`.
+
+    Args:
+        criterion: its name.
+        fixed_radius: for "center_distance", measure in the boxes' unit instead of in radii of the object.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if criterion == "center_distance":
+        return _squared_distance if fixed_radius else _squared_radii
+    table: dict[str, Closeness] = {
+        "box_iou": _box_iou,
+        "mask_iou": _mask_iou,
+        "point_in_mask": _point_in_mask,
+        "point_in_box": _point_in_box,
+    }
+    if criterion not in table:
+        raise ValueError(f"criterion is {criterion!r}; wanted one of {['center_distance', *table]}")
+    return table[criterion]
+
+
+def cut(criterion: CriterionName, thresholds: Sequence[float]) -> Float64[np.ndarray, " t"]:
+    """Return, for each threshold, the closeness from which a pair is a hit."""
+    values = np.asarray(thresholds, dtype=np.float64)
+    if criterion in ("box_iou", "mask_iou"):
+        return values
+    if criterion == "center_distance":
+        return -(values**2)
+    return np.full(len(values), np.finfo(np.float64).min)
+
+
+def _box_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    iou = pairwise_iou(case.pred_boxes[preds], case.gt_boxes[gts])
+    iou[iou == 0] = MISS
+    return iou
+
+
+def _mask_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    if case.pred_masks is None or case.gt_masks is None:
+        raise ValueError(f"case {case.case_id!r}: mask_iou needs gt_masks and pred_masks")
+    value = np.full((len(preds), len(gts)), MISS)
+    for i, pred in enumerate(preds):
+        for j, gt in enumerate(gts):
+            shared = _shared_voxels(case.pred_masks[pred], case.gt_masks[gt])
+            if shared:
+                joint = case.pred_masks[pred][1].sum() + case.gt_masks[gt][1].sum() - shared
+                value[i, j] = shared / joint
+    return value
+
+
+def _shared_voxels(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> int:
+    low = np.maximum(a[0], b[0])
+    high = np.minimum(a[0] + a[1].shape, b[0] + b[1].shape)
+    if (high <= low).any():
+        return 0
+    in_a, in_b = (
+        mask[tuple(slice(*edge) for edge in zip(low - start, high - start, strict=True))] for start, mask in (a, b)
+    )
+    return int(np.count_nonzero(in_a & in_b))
+
+
+def _squared_distance(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    offset = case.pred_points[preds][:, None, :] - case.gt_centers[gts][None, :, :]
+    squared: np.ndarray = (offset**2).sum(axis=-1)
+    return -squared
+
+
+def _squared_radii(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    squared = _squared_distance(case, preds, gts)
+    radius = np.broadcast_to((case.gt_diameters[gts] / 2) ** 2, squared.shape)
+    radii: np.ndarray = np.divide(squared, radius, out=np.full(squared.shape, MISS), where=radius > 0)
+    return radii
+
+
+def _point_in_box(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    points, boxes = case.pred_points[preds][:, None, :], case.gt_boxes[gts][None]
+    inside = ((points >= boxes[..., :3]) & (points < boxes[..., 3:])).all(axis=-1)
+    return np.where(inside, _squared_distance(case, preds, gts), MISS)
+
+
+def _point_in_mask(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    if case.gt_masks is None:
+        raise ValueError(f"case {case.case_id!r}: point_in_mask needs gt_masks")
+    voxel = np.floor(case.pred_points[preds]).astype(np.int64)
+    inside = np.zeros((len(preds), len(gts)), dtype=bool)
+    for j, gt in enumerate(gts):
+        start, mask = case.gt_masks[gt]
+        local = voxel - start
+        within = ((local >= 0) & (local < mask.shape)).all(axis=1)
+        inside[within, j] = mask[tuple(local[within].T)]
+    return np.where(inside, _squared_distance(case, preds, gts), MISS)
