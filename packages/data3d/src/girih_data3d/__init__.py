@@ -3,13 +3,16 @@
 from girih_data3d.affine import boxes_to_ras, move_boxes, voxel_to_world, world_to_voxel
 from girih_data3d.case import Case
 from girih_data3d.conversion import Report, prepare_case, prepare_many
+from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
+from girih_data3d.geometry import Geometry
 from girih_data3d.instances import resample_instances
 from girih_data3d.manifest import CaseSource, Dataset, read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
 from girih_data3d.prepare import prepare_scan
 from girih_data3d.resampling import resample
+from girih_data3d.sampler import PatchSampler
 from girih_data3d.scan import read_labels, read_scan
 from girih_data3d.spec import PrepareSpec
 from girih_data3d.store import Store
@@ -19,7 +22,10 @@ __all__ = [
     "CaseSource",
     "CorruptCaseError",
     "Dataset",
+    "Geometry",
     "ManifestError",
+    "PatchDataset",
+    "PatchSampler",
     "PrepareSpec",
     "Report",
     "ScanError",

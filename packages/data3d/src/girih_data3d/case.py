@@ -31,6 +31,7 @@ class Case:
         prepared: how the grid lies in its source file.
         boxes: float32 (n, 6), voxel edges of the prepared grid; objects flagged `ignore` are not among them.
         labels: int64 (n,), class of each box; row k has the value k + 1 in the instance labels.
+        voxels: int64 (n,), size of each object.
         label_kinds: which of "instances" and "semantic" there are.
         truth: ground truth in the source file's voxels (all objects, with their `ignore` flags); None if unlabelled.
 
@@ -52,6 +53,7 @@ class Case:
         kept = [o for o in record["objects"] if not o["ignore"]]
         self.boxes: Float32[np.ndarray, "n 6"] = np.array([o["box"] for o in kept], np.float32).reshape(-1, 6)
         self.labels: Int64[np.ndarray, " n"] = np.array([o["class"] for o in kept], np.int64)
+        self.voxels: Int64[np.ndarray, " n"] = np.array([o["voxels"] for o in kept], np.int64)
         self.label_kinds: tuple[LabelKind, ...] = tuple(
             kind for kind in ("instances", "semantic") if f"labels/{kind}/0/zarr.json" in record["files"]
         )
