@@ -5,13 +5,14 @@ Axes are (z, y, x). A box is float32 (z0, y0, x0, z1, y1, x1) in voxel edges, ha
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Pyramid(Protocol):
     """An nn.Module whose feature maps come finest first; `strides[i]` is voxels per cell along (z, y, x).
 
@@ -50,6 +51,7 @@ class Detections(TypedDict):
     """(n,) int64."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """A network that learns from and finds boxes. `forward` is the training loss, so that DDP and autocast see it."""
 
@@ -73,6 +75,7 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
 class Volume(Protocol):
     """An image (c, z, y, x) that is read piece by piece; a numpy array or a lazy one."""
 
@@ -86,6 +89,7 @@ class Volume(Protocol):
         ...
 
 
+@runtime_checkable
 class Mask(Protocol):
     """A bool mask (z, y, x) that is read piece by piece."""
 

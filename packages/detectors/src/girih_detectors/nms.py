@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .boxes import iou
 
-BLOCK = 256  # boxes resolved at once; larger blocks waste comparisons, smaller ones wait for Python
+BLOCK = 128  # boxes resolved at once; larger blocks waste comparisons, smaller ones wait for Python
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ class RetinaUNet(nn.Module):
         pyramid: Pyramid,
         *,
         classes: Sequence[str],
-        anchors_zyx: Sequence[Sequence[float]] | np.ndarray | Tensor,
+        anchors_zyx: Sequence[Sequence[int | float]] | np.ndarray | Tensor,
         levels: Sequence[int] = (2, 3, 4, 5),
         head_channels: int = 128,
         segmentation: bool = True,
@@ -205,7 +205,7 @@ def _check_levels(pyramid: Pyramid, levels: Sequence[int]) -> int:
     return widths[0]
 
 
-def _check_anchors(anchors_zyx: Sequence[Sequence[float]] | np.ndarray | Tensor) -> Float[Tensor, "a 3"]:
+def _check_anchors(anchors_zyx: Sequence[Sequence[int | float]] | np.ndarray | Tensor) -> Float[Tensor, "a 3"]:
     anchors = torch.as_tensor(np.asarray(anchors_zyx), dtype=torch.float32).clone()
     if anchors.ndim != 2 or anchors.shape[1] != 3 or len(anchors) == 0:
         raise ValueError(f"anchors_zyx have shape {tuple(anchors.shape)}, wanted (A, 3) with A >= 1")

@@ -1,0 +1,81 @@
+"""Class-wise NMS against the textbook loop."""
+
+import time
+
+import pytest
+import torch
+from girih_detectors import class_nms, pairwise_iou
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def textbook(boxes, scores, labels, threshold) -> list[int]:
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i].item(), i))
+    falls = (pairwise_iou(boxes, boxes) > threshold) & (labels[:, None] == labels[None])
+    falls = falls.tolist()
+    kept: list[int] = []
+    for i in order:
+        if not any(falls[i][j] for j in kept):
+            kept.append(i)
+    return kept
+
+
+def scene(n: int, seed: int, spread: float, classes: int = 2):
+    generator = torch.Generator().manual_seed(seed)
+    low = spread * torch.rand(n, 3, generator=generator)
+    boxes = torch.cat([low, low + 2 + 8 * torch.rand(n, 3, generator=generator)], dim=1)
+    scores = torch.randint(0, 50, (n,), generator=generator) / 50  # many ties
+    return boxes, scores, torch.randint(0, classes, (n,), generator=generator)
+
+
+@given(st.integers(0, 40), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([4.0, 30.0]))
+def test_equals_the_textbook(n, seed, threshold, spread) -> None:
+    boxes, scores, labels = scene(n, seed, spread)
+    want = textbook(boxes, scores, labels, threshold)
+    assert class_nms(boxes, scores, labels, threshold).tolist() == want
+    assert class_nms(boxes, scores, labels, threshold, max_keep=3).tolist() == want[:3]
+
+
+def test_equals_the_textbook_over_several_blocks() -> None:
+    boxes, scores, labels = scene(700, 1, 40.0)
+    assert class_nms(boxes, scores, labels, 0.3).tolist() == textbook(boxes, scores, labels, 0.3)
+
+
+@given(st.integers(1, 60), st.integers(0, 1000))
+def test_idempotent_and_independent_of_order(n, seed) -> None:
+    boxes, _, labels = scene(n, seed, 20.0)
+    generator = torch.Generator().manual_seed(seed)
+    scores, shuffle = torch.randperm(n, generator=generator).float(), torch.randperm(n, generator=generator)
+    kept = class_nms(boxes, scores, labels, 0.2)
+    assert torch.equal(class_nms(boxes[kept], scores[kept], labels[kept], 0.2), torch.arange(len(kept)))
+    again = class_nms(boxes[shuffle], scores[shuffle], labels[shuffle], 0.2)
+    assert torch.equal(shuffle[again], kept)
+
+
+def test_a_chain_of_three_keeps_its_ends() -> None:  # the middle falls, so it cannot pull the last one down
+    boxes = torch.tensor([[0.0, 0, 0, 4, 4, 4], [0, 0, 2, 4, 4, 6], [0, 0, 4, 4, 4, 8]])
+    labels = torch.zeros(3, dtype=torch.int64)
+    assert class_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), labels, 0.1).tolist() == [0, 2]
+    assert class_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]), 0.1).tolist() == [0, 1, 2]
+
+
+def test_boxes_without_volume_suppress_nothing() -> None:
+    boxes = torch.tensor([[1.0, 1, 1, 1, 3, 3]] * 2 + [[0.0, 0, 0, 4, 4, 4]])
+    assert class_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), 0.0).tolist() == [0, 1, 2]
+
+
+def test_ten_thousand_clustered_boxes_are_quick() -> None:
+    generator = torch.Generator().manual_seed(0)
+    middle = 512 * torch.rand(300, 1, 3, generator=generator)
+    centre = (middle + torch.randn(300, 34, 3, generator=generator)).flatten(0, 1)[:10_000]
+    half = 4 + 8 * torch.rand(len(centre), 3, generator=generator)
+    boxes, scores = torch.cat([centre - half, centre + half], dim=1), torch.rand(10_000, generator=generator)
+    start = time.process_time()
+    kept = class_nms(boxes, scores, torch.zeros(10_000, dtype=torch.int64), 0.1)
+    assert time.process_time() - start < 2.0  # about 0.1; the bound only catches a quadratic slip
+    assert 100 < len(kept) < 1000
+
+
+def test_threshold_outside_0_to_1_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"iou_threshold is 1\.5"):
+        class_nms(*scene(2, 0, 4.0), 1.5)

@@ -1,0 +1,60 @@
+"""From logits and deltas to detections."""
+
+import pytest
+import torch
+from girih_detectors import PostProcessing, anchor_grid, select_detections
+
+
+def scene():
+    """Eight anchors of 4^3 on an 8^3 image, two classes, all background."""
+    grid = anchor_grid((8, 8, 8), ((4, 4, 4),), torch.tensor([[4.0, 4, 4]]))
+    return torch.full((8, 2), -torch.inf), torch.zeros(8, 6), grid
+
+
+def test_order_labels_and_clipping() -> None:
+    logits, deltas, grid = scene()
+    logits[7, 1], logits[0, 0] = 0.0, 2.0
+    found = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing())
+    torch.testing.assert_close(found["scores"], torch.tensor([2.0, 0.0]).sigmoid())
+    assert found["labels"].tolist() == [0, 1]
+    assert found["boxes"].tolist() == [[0, 0, 0, 2.5, 2.5, 2.5], [2.5, 2.5, 2.5, 6.5, 6.5, 6.5]]
+
+
+def test_equal_scores_rank_by_anchor_then_class() -> None:
+    logits, deltas, grid = scene()
+    logits[:] = 0.0
+    found = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(max_candidates=3, nms_iou=1.0))
+    assert found["labels"].tolist() == [0, 1, 0]
+    assert found["boxes"][:, 2].tolist() == [0, 0, 2.5]
+
+
+def test_settings_are_obeyed() -> None:
+    logits, deltas, grid = scene()
+    logits[:, 0] = torch.arange(8.0)
+    deltas[7, 3] = -20  # thinner than 0.01 voxels along z
+    deltas[6, :3] = deltas[5, :3] - torch.tensor([1.0, 0, 0])  # IoU with anchor 4 is high, with 5 is 0
+    everything = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(min_side=0.0, nms_iou=1.0))
+    assert len(everything["scores"]) == 8
+    few = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(max_detections=2))
+    torch.testing.assert_close(few["scores"], torch.tensor([6.0, 5.0]).sigmoid())
+    sure = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(score_threshold=0.99))
+    assert (sure["scores"] > 0.99).all()
+    assert len(sure["scores"]) == 2
+
+
+def test_nothing_found() -> None:
+    logits, deltas, grid = scene()
+    found = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing())
+    assert found["boxes"].shape == (0, 6)
+    assert found["labels"].dtype == torch.int64
+
+
+def test_output_that_is_not_finite_is_refused() -> None:
+    logits, deltas, grid = scene()
+    broken = logits.clone()
+    broken[7, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 of 16 class scores are not finite"):
+        select_detections(broken, deltas, grid, (8, 8, 8), PostProcessing())
+    logits[0, 0], deltas[0, 0] = 0.0, torch.nan
+    with pytest.raises(ValueError, match="1 of 1 decoded boxes are not finite"):
+        select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing())
