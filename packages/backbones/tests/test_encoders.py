@@ -211,6 +211,9 @@ def test_he_zero_last_norm_starts_every_block_as_its_skip() -> None:
     first, second = encoder.stages(h)
     torch.testing.assert_close(first, h)
     torch.testing.assert_close(second, nn.functional.avg_pool3d(h, 2))
+    for name, p in encoder.named_parameters():
+        if ".norm." in name:
+            assert bool(p.any()) == (name.endswith("weight") and "conv2" not in name)
 
 
 @pytest.mark.parametrize(("init", "fan"), [("he", 27 * 8), ("he_fan_out", 27 * 64)])
@@ -251,6 +254,13 @@ def test_a_patch_that_does_not_divide_is_refused_with_one_that_does(kind: type) 
     encoder = kind(1, channels=(1,) * 6)
     with pytest.raises(ValueError, match=r"patch: found \(64, 64, 80\).*\(32, 32, 32\).*\(64, 64, 96\)"):
         encoder(torch.zeros(1, 1, 64, 64, 80))
+
+
+def test_a_stem_with_a_step_does_not_round_a_patch_up() -> None:
+    encoder = PlainEncoder(1, channels=(2, 2), downsampling=((2, 2, 2), (2, 2, 2)), convs=(1, 1))
+    assert encoder.stem(torch.zeros(1, 1, 15, 16, 16)).shape[2:] == (8, 8, 8)  # which the stages would take
+    with pytest.raises(ValueError, match=r"patch: found \(15, 16, 16\)"):
+        encoder(torch.zeros(1, 1, 15, 16, 16))
 
 
 def test_a_patch_that_becomes_one_cell_is_refused() -> None:

@@ -255,7 +255,7 @@ def test_an_unknown_field_is_ignored(path: Path, rewrite) -> None:
         ({"blocks": [2, 2]}, "not found, but in the described network (8 such tensors)"),
         ({"blocks": [1, 10**6]}, "wanted at most"),
         ({"channels": [2**60, 4]}, "channels: found"),
-        ({"channels": 7}, "ResidualEncoder"),
+        ({"channels": 7}, "channels"),
         ({"colour": "blue"}, "ResidualEncoder"),
     ],
 )
