@@ -1,5 +1,7 @@
-"""What a run looks like: a progress plot, overlay pictures, and one self-contained HTML page."""
+"""What came out: a progress plot of a run, overlay pictures of predictions, and one self-contained HTML page."""
 
+from girih.report.montage import montage
+from girih.report.page import Arm, write_report
 from girih.report.plots import progress_png
 
-__all__ = ["progress_png"]
+__all__ = ["Arm", "montage", "progress_png", "write_report"]

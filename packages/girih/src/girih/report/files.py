@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 SCORES_SCHEMA = "girih-scores/1"
+BOXES_SCHEMA = "girih-detections/1"
 MAX_ROWS = 5000
 """Rows of metrics.jsonl that a plot reads: more than it has pixels, few enough for a run of a million steps."""
 
@@ -74,7 +75,7 @@ class Boxes:
     boxes: Float64[np.ndarray, "n 6"]
     labels: Int64[np.ndarray, " n"]
     scores: Float64[np.ndarray, " n"]
-    """Empty for a truth file."""
+    """1 for a true object."""
     ignore: Bool[np.ndarray, " n"]
     """All false for a detections file."""
 
@@ -119,8 +120,8 @@ def read_scores(path: Path) -> Scores:
     )
 
 
-def read_boxes(path: Path, kind: str) -> Boxes:
-    """Read one file of `kind` "detections" or "truth".
+def read_boxes(path: Path, kind: Literal["detections", "truth"]) -> Boxes:
+    """Read one file of boxes: detections have scores, truth may have `ignore` flags.
 
     Raises:
         ValueError: unreadable, another schema, a case id that is not the file's name, boxes that are not finite or have
@@ -128,8 +129,8 @@ def read_boxes(path: Path, kind: str) -> Boxes:
     """
     record = _Record(path, _read_object(path), "")
     schema = record.get("schema")
-    if not isinstance(schema, str) or not schema.startswith("girih-") or not schema.endswith("/1"):
-        raise ValueError(f"{path}: schema is {schema!r}, wanted 'girih-{kind}/1'")
+    if schema != BOXES_SCHEMA:
+        raise ValueError(f"{path}: schema is {schema!r}, wanted {BOXES_SCHEMA!r}")
     case_id = record.text("case_id")
     if f"{case_id}.json" != path.name:
         raise ValueError(f"{path}: case_id is {case_id!r}, wanted the file's name without .json")
@@ -154,7 +155,7 @@ def read_boxes(path: Path, kind: str) -> Boxes:
         affine=record.array("affine", (4, 4)),
         boxes=boxes,
         labels=labels,
-        scores=record.array("scores", (n,)) if kind == "detections" else np.empty(0),
+        scores=record.array("scores", (n,)) if kind == "detections" else np.ones(n),
         ignore=ignore,
     )
 
@@ -190,6 +191,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _row(path: Path, number: int, line: str) -> tuple[float, float, float]:
@@ -246,7 +251,7 @@ class _Record:
         value = self.get(name)
         if value is None and undefined:
             return float("nan")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not np.isfinite(value):
+        if not _is_number(value):
             self._refuse(name, value, "a finite number" + " or null" * undefined)
         return float(value)
 
@@ -259,8 +264,8 @@ class _Record:
     def numbers(self, name: str) -> Float64[np.ndarray, " n"]:
         """A list of numbers; null becomes NaN."""
         value = self.get(name)
-        if not isinstance(value, list) or not all(item is None or isinstance(item, (int, float)) for item in value):
-            self._refuse(name, value, "a list of numbers or nulls")
+        if not isinstance(value, list) or not all(_is_number(item) or item is None for item in value):
+            self._refuse(name, value, "a list of finite numbers or nulls")
         return np.array([np.nan if item is None else item for item in value], dtype=np.float64)
 
     def flags(self, name: str) -> Bool[np.ndarray, " n"]:

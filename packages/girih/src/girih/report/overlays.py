@@ -1,0 +1,263 @@
+"""Which boxes to draw, on which slices, under which heading; `gallery` and `montage` make the pictures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from girih.report.files import Boxes
+from girih.report.slices import Plane, Region, plane_of
+from girih.report.verdicts import Judged, PredictionKind, TruthKind
+from girih_data3d import Case, Store, move_boxes
+from girih_metrics import pairwise_iou
+
+Kind = PredictionKind | TruthKind
+OUTLINES: Mapping[Kind, tuple[str, bool, str]] = {
+    "tp": ("#009E73", False, "predicted, true positive"),
+    "fp": ("#E69F00", False, "predicted, false positive"),
+    "found": ("#56B4E9", True, "true object, found"),
+    "missed": ("#D55E00", True, "true object, missed"),
+    "ignored": ("#BBBBBB", True, "true object, not scored"),
+    "neither": ("#BBBBBB", False, "predicted, not scored"),
+    "prediction": ("#56B4E9", False, "predicted, not judged"),
+}
+"""Kind -> colour (Okabe and Ito's palette), dashed, meaning. What is true is dashed, what was predicted is solid."""
+
+FALSE_POSITIVES = 3
+"""False positives shown per case and arm: those with the highest scores."""
+MAX_OBJECTS = 10
+"""True objects shown per case, missed ones first."""
+FIELD_MM = 60.0
+"""Least width of a close-up."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw, in voxel edges of the prepared case."""
+
+    kind: Kind
+    box: Float64[np.ndarray, "6"]
+    name: str
+    """Class."""
+    score: float | None
+    """None for a true object."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A place worth looking at."""
+
+    heading: str
+    slice_index: int
+    field: Region
+    remarks: Mapping[str, str]
+    """Arm -> what it did here."""
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """What is to be seen of one case."""
+
+    case_id: str
+    case: Case
+    plane: Plane
+    n_slices: int
+    marks: Mapping[str, Sequence[Mark]]
+    """Arm -> boxes to draw."""
+    findings: Sequence[Finding]
+    ignored: Sequence[Finding]
+    """The objects that are not scored."""
+    remarks: Mapping[str, str]
+    """Arm -> how it did in this case."""
+    badness: tuple[int, float]
+    """Misses of all arms, and the highest score of a false positive."""
+
+    def drawn(self, arm: str, finding: Finding) -> list[Mark]:
+        """Return the marks of `arm` that cut the finding's slice within its field, true objects first."""
+        y0, x0, y1, x1 = finding.field
+        low, high = np.array([finding.slice_index, y0, x0]), np.array([finding.slice_index + 1, y1, x1])
+        return [mark for mark in self.marks[arm] if (mark.box[:3] < high).all() and (mark.box[3:] > low).all()]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A place in source voxels, and the prediction of each arm that belongs to it."""
+
+    heading: str
+    box: Float64[np.ndarray, "6"]
+    rows: Mapping[str, int | None]
+    remarks: Mapping[str, str]
+
+
+def view_cases(judged: Mapping[str, Mapping[str, Judged]], store: Path, iou: float) -> list[CaseView]:
+    """Return what is to be seen of every case, worst first: by misses, then by the highest false positive.
+
+    Raises:
+        ValueError: the store lacks a case, or is damaged.
+    """
+    opened = Store.open(store)
+    missing = sorted(set(judged) - set(opened.case_ids))
+    if missing:
+        raise ValueError(f"{store}: has no case {missing[0]!r}; {len(missing)} of {len(judged)} cases are missing")
+    views = [view_case(case_id, opened[case_id], arms, iou) for case_id, arms in judged.items()]
+    return sorted(views, key=lambda view: view.badness, reverse=True)
+
+
+def view_case(case_id: str, case: Case, arms: Mapping[str, Judged], iou: float) -> CaseView:
+    """Choose what to draw and where to look in one case. All arms have the same truth."""
+    kinds = {arm: judged.kinds(iou) for arm, judged in arms.items()}
+    truth = next(iter(arms.values())).truth
+    objects, ignored = list[_Place](), list[_Place]()
+    if truth is not None:
+        objects = [_object_place(truth, row, arms, kinds, iou) for row in _scored_rows(arms)]
+        ignored = [_ignored_place(truth, int(row), arms, iou) for row in np.flatnonzero(truth.ignore)]
+    wrong = _prediction_places(arms, kinds, iou)
+    marks = {
+        arm: _marks(judged, kinds[arm], case, {place.rows[arm] for place in (*objects, *ignored, *wrong)})
+        for arm, judged in arms.items()
+    }
+    plane, n_slices = plane_of(case), case.shape[1]
+
+    def look(place: _Place) -> Finding:
+        return _finding(place, arms, case, plane, n_slices)
+
+    return CaseView(
+        case_id=case_id,
+        case=case,
+        plane=plane,
+        n_slices=n_slices,
+        marks=marks,
+        findings=[look(place) for place in (*objects[:MAX_OBJECTS], *wrong)],
+        ignored=[look(place) for place in ignored],
+        remarks={arm: _remark(judged, kinds[arm]) for arm, judged in arms.items()},
+        badness=(
+            sum(judged.true_kinds().count("missed") for judged in arms.values()),
+            max(score for arm, judged in arms.items() for score in (0.0, *_wrong_scores(judged, kinds[arm]))),
+        ),
+    )
+
+
+def _scored_rows(arms: Mapping[str, Judged]) -> list[int]:
+    """The true objects that count, those missed by most arms first."""
+    by_arm = [judged.true_kinds() for judged in arms.values()]
+    misses = [sum(kind == "missed" for kind in each) for each in zip(*by_arm, strict=True)]
+    counted = [row for row, kind in enumerate(by_arm[0]) if kind != "ignored"]
+    return sorted(counted, key=lambda row: -misses[row])
+
+
+def _object_place(
+    truth: Boxes, row: int, arms: Mapping[str, Judged], kinds: Mapping[str, Sequence[PredictionKind]], iou: float
+) -> _Place:
+    rows, remarks = dict[str, int | None](), dict[str, str]()
+    for arm, judged in arms.items():
+        same_class = judged.predictions.labels == truth.labels[row]
+        hits = [n for n in judged.at(truth.boxes[row], iou) if kinds[arm][n] == "tp" and same_class[n]]
+        rows[arm], remarks[arm] = None, judged.true_kinds()[row]
+        if remarks[arm] == "found" and hits:
+            rows[arm] = hits[0]
+            remarks[arm] += f", score {judged.predictions.scores[hits[0]]:.2f}"
+    return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", truth.boxes[row], rows, remarks)
+
+
+def _ignored_place(truth: Boxes, row: int, arms: Mapping[str, Judged], iou: float) -> _Place:
+    rows, remarks = dict[str, int | None](), dict[str, str]()
+    for arm, judged in arms.items():
+        hits = judged.at(truth.boxes[row], iou, centre=True)
+        rows[arm] = hits[0] if hits else None
+        remarks[arm] = "miss, no box here"
+        if hits:
+            rank, n = judged.by_score().index(hits[0]) + 1, len(judged.predictions.boxes)
+            overlap = pairwise_iou(judged.predictions.boxes[hits[:1]], truth.boxes[row][None])[0, 0]
+            score = judged.predictions.scores[hits[0]]
+            remarks[arm] = f"hit, score {score:.2f} (rank {rank} of {n} boxes in this scan), IoU {overlap:.2f}"
+    return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", truth.boxes[row], rows, remarks)
+
+
+def _prediction_places(
+    arms: Mapping[str, Judged], kinds: Mapping[str, Sequence[PredictionKind]], iou: float
+) -> list[_Place]:
+    """The best-scored false (without truth: all) predictions of every arm; a place that two arms share comes once."""
+    places: list[_Place] = []
+    for arm, judged in arms.items():
+        for row in _wrong_rows(judged, kinds[arm])[:FALSE_POSITIVES]:
+            if any(place.rows[arm] == row for place in places):
+                continue
+            box = judged.predictions.boxes[row]
+            rows = {other: next(iter(arms[other].at(box, iou)), None) for other in arms} | {arm: row}
+            heading = "Prediction" if kinds[arm][row] == "prediction" else "False positive"
+            remarks = {other: _prediction_remark(arms[other], kinds[other], at) for other, at in rows.items()}
+            name = judged.predictions.classes[judged.predictions.labels[row]]
+            places.append(_Place(f"{heading}, {name}", box, rows, remarks))
+    return places
+
+
+def _prediction_remark(judged: Judged, kinds: Sequence[PredictionKind], row: int | None) -> str:
+    if row is None:
+        return "no box here"
+    words = {"tp": "true positive, ", "fp": "false positive, ", "neither": "not scored, ", "prediction": ""}
+    return f"{words[kinds[row]]}score {judged.predictions.scores[row]:.2f}"
+
+
+def _wrong_rows(judged: Judged, kinds: Sequence[PredictionKind]) -> list[int]:
+    return [row for row in judged.by_score() if kinds[row] in ("fp", "prediction")]
+
+
+def _wrong_scores(judged: Judged, kinds: Sequence[PredictionKind]) -> list[float]:
+    return [float(judged.predictions.scores[row]) for row in _wrong_rows(judged, kinds)]
+
+
+def _remark(judged: Judged, kinds: Sequence[PredictionKind]) -> str:
+    scores = _wrong_scores(judged, kinds)
+    if judged.truth is None:
+        return f"{len(scores)} boxes"
+    true_kinds = judged.true_kinds()
+    found, n = true_kinds.count("found"), len(true_kinds) - true_kinds.count("ignored")
+    best = f"highest false positive {scores[0]:.2f}" if scores else "no false positive"
+    return f"found {found} of {n}, {best}"
+
+
+def _marks(judged: Judged, kinds: Sequence[PredictionKind], case: Case, looked_at: set[int | None]) -> list[Mark]:
+    """The true objects, then true positives, the highest false positives and what belongs to a place, by score."""
+    predictions, truth = judged.predictions, judged.truth
+    few = set(_wrong_rows(judged, kinds)[:FALSE_POSITIVES]) | looked_at
+    moved = move_boxes(predictions.boxes, predictions.affine, case.affine)
+    true_marks = (
+        [
+            Mark(kind, box, truth.classes[label], None)
+            for kind, box, label in zip(
+                judged.true_kinds(), move_boxes(truth.boxes, truth.affine, case.affine), truth.labels, strict=True
+            )
+        ]
+        if truth is not None
+        else []
+    )
+    return true_marks + [
+        Mark(kinds[row], moved[row], predictions.classes[predictions.labels[row]], float(predictions.scores[row]))
+        for row in judged.by_score()
+        if kinds[row] == "tp" or row in few
+    ]
+
+
+def _finding(place: _Place, arms: Mapping[str, Judged], case: Case, plane: Plane, n_slices: int) -> Finding:
+    """Look at a place where the boxes of most arms cut the slice, else at its middle."""
+    box = move_boxes(place.box[None], next(iter(arms.values())).predictions.affine, case.affine)[0]
+    partners = [
+        move_boxes(judged.predictions.boxes[[row]], judged.predictions.affine, case.affine)[0, [0, 3]]
+        for arm, judged in arms.items()
+        if (row := place.rows[arm]) is not None
+    ]
+    low, high = (float(edge) for edge in box[[0, 3]])
+    first, last = (min(max(edge, 0), n_slices - 1) for edge in (math.floor(low), math.ceil(high) - 1))
+
+    def merit(index: int) -> tuple[int, float]:
+        return sum(bool(z0 < index + 1 and z1 > index) for z0, z1 in partners), -abs(index + 0.5 - (low + high) / 2)
+
+    return Finding(
+        heading=place.heading,
+        slice_index=max(range(first, max(first, last) + 1), key=merit),
+        field=plane.around(box, FIELD_MM),
+        remarks=place.remarks,
+    )

@@ -1,0 +1,244 @@
+"""The report of an experiment: one HTML file with everything inside, for reading anywhere, offline, and on paper."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from girih.report.files import Interval, Scores, read_curves, read_scores, write_bytes
+from girih.report.gallery import card, data_uri, legend, outline_css
+from girih.report.overlays import FALSE_POSITIVES, MAX_OBJECTS, CaseView, view_cases
+from girih.report.plots import OPERATING_POINTS, at_fppi, froc_png, loss_png
+from girih.report.summary import counted, decimals, includes_zero, limits, summary
+from girih.report.verdicts import read_judged
+
+MAX_CASES = 12
+"""Cases in the gallery, the worst ones; `montage` draws all of them."""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""The browser itself refuses anything from outside, and every script."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One detector of the experiment, and what it produced."""
+
+    scores: Path
+    """scores.json of the predictions."""
+    predictions: Path
+    """Folder of detections files, one per case."""
+    training: Path
+    """metrics.jsonl of its training."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    arms: Mapping[str, Arm],
+    truth: Path,
+    store: Path,
+    pretraining: Path | None,
+    notes: Sequence[str],
+    facts: Mapping[str, str],
+) -> None:
+    """Write the report as one self-contained HTML file, whole or not at all.
+
+    It holds a summary, the scores, loss and FROC curves, an overlay gallery with the worst cases first, a section on
+    objects that are not scored, limits, and facts. It runs no script and loads nothing.
+
+    Args:
+        path: the HTML file; its folder must exist.
+        title: heading of the page.
+        arms: name -> detector, at least one; all scored on the same cases.
+        truth: folder of truth files.
+        store: the prepared dataset that the slices are drawn from.
+        pretraining: metrics.jsonl of a pre-training, if there was one.
+        notes: sentences for the section on limits.
+        facts: versions, seeds, times, command, by name.
+
+    Raises:
+        ValueError: no arm, a file is missing or malformed, or the files do not belong together; the file is named.
+    """
+    if not arms:
+        raise ValueError("arms is empty, wanted at least one")
+    scores = {name: read_scores(arm.scores) for name, arm in arms.items()}
+    judged = read_judged({name: (arm.predictions, scores[name]) for name, arm in arms.items()}, truth)
+    iou = next(iter(scores.values())).iou
+    if any(other.iou != iou for other in scores.values()):
+        raise ValueError(
+            f"iou is {[other.iou for other in scores.values()]} in the scores of the arms, wanted one value"
+        )
+    views = view_cases(judged, store, iou)
+    trainings = {name: arm.training for name, arm in arms.items()}
+    steps = {name: _last_step(training) for name, training in trainings.items()}
+    said = summary(scores, steps, None if pretraining is None else _last_step(pretraining))
+    number = count()
+    sections = [
+        f'<h1>{escape(title)}</h1><p class="summary">{escape(said)}</p>',
+        _scores_section(scores),
+        _loss_section(trainings, pretraining),
+        _froc_section(scores),
+        _gallery_section(views, number),
+        _ignored_section(views, number, iou),
+        _section("Limits and notes", _items([*limits(scores), *notes])),
+        _section("Facts", _table(("fact", "value"), facts.items(), words=True)),
+    ]
+    style = files("girih.report").joinpath("page.css").read_text(encoding="utf-8") + outline_css()
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>\n"
+        + "\n".join(sections)
+        + "\n</main></body></html>\n"
+    )
+    write_bytes(path, page.encode())
+
+
+def _scores_section(scores: Mapping[str, Scores]) -> str:
+    first = next(iter(scores.values()))
+    header = ("arm", f"AP@{first.iou:g}", "FROC", "images", "patients", "objects")
+    rows = [
+        (name, _with_interval(one.ap), _with_interval(one.froc), one.n_images, one.n_patients, one.n_objects)
+        for name, one in scores.items()
+    ]
+    said = (
+        f"AP@{first.iou:g}: average precision, a prediction is a hit from an IoU of {first.iou:g}. FROC: mean "
+        f"sensitivity at 1/8 to 8 false positives per image. In brackets: {first.confidence:.0%} bootstrap interval."
+    )
+    return _section("Scores", _table(header, rows, said) + _differences(scores) + _class_scores(scores))
+
+
+def _differences(scores: Mapping[str, Scores]) -> str:
+    rows = [
+        (f"{name} minus {other}", *(text for one in pair for text in (_with_interval(one), _yes(includes_zero(one)))))
+        for name, arm in scores.items()
+        for other, pair in arm.difference.items()
+    ]
+    said = "Paired differences: both arms are scored on the same bootstrap draws."
+    return _table(("difference", "AP", "includes 0", "FROC", "includes 0"), rows, said) if rows else ""
+
+
+def _class_scores(scores: Mapping[str, Scores]) -> str:
+    first = next(iter(scores.values()))
+    if len(first.per_class) < 2:
+        return ""
+    undefined = (float("nan"), 0)
+    rows = [
+        (name, *(decimals(arm.per_class.get(name, undefined)[0]) for arm in scores.values()), objects)
+        for name, (_, objects) in first.per_class.items()
+    ]
+    return _table(("class", *(f"AP, {name}" for name in scores), "objects"), rows, "AP of each class.")
+
+
+def _loss_section(trainings: Mapping[str, Path], pretraining: Path | None) -> str:
+    plots = [] if pretraining is None else [("Pre-training", loss_png({"pre-training": pretraining}))]
+    plots.append(("Detector training", loss_png(trainings)))
+    said = "Thin: as logged. Thick: moving average. Losses of different kinds of training cannot be compared."
+    return _section("Loss", _soft(said) + _plots(plots, "loss over optimiser steps"))
+
+
+def _froc_section(scores: Mapping[str, Scores]) -> str:
+    plot = froc_png({name: one.froc_curve for name, one in scores.items()})
+    points = np.array(OPERATING_POINTS)
+    rows = [(name, *(decimals(y) for y in at_fppi(one.froc_curve, points))) for name, one in scores.items()]
+    header = ("false positives per image", *("1/8", "1/4", "1/2", "1", "2", "4", "8"))
+    said = (
+        "Markers: the seven operating points whose mean is the FROC score. Band: bootstrap interval. Dotted: beyond "
+        "the last false positive that the detector made."
+    )
+    plots = _plots([("FROC", plot)], "sensitivity over false positives per image")
+    return _section("FROC", _soft(said) + plots + _table(header, rows, "Sensitivity at the operating points."))
+
+
+def _gallery_section(views: Sequence[CaseView], number: "count[int]") -> str:
+    shown = views[:MAX_CASES]
+    said = (
+        "Worst cases first: by missed objects, then by the highest false positive. Each object is shown on the slice "
+        f"through its middle, or the nearest that a matching box cuts. Per case: at most {MAX_OBJECTS} objects, and "
+        f"the {FALSE_POSITIVES} false positives of each arm with the highest scores. Numbers beside boxes are scores. "
+        "Radiological view: the patient's right is on the left."
+    )
+    if len(views) > len(shown):
+        said += f" Shown are {len(shown)} of {counted(len(views), 'case')}."
+    bar = f'<div class="bar">{legend()}<label><input type="checkbox" id="boxes" checked> show boxes</label></div>'
+    return _section("Overlays", _soft(said) + bar + "".join(_case(view, number) for view in shown))
+
+
+def _case(view: CaseView, number: "count[int]") -> str:
+    remarks = "; ".join(f"{arm}: {remark}" for arm, remark in view.remarks.items())
+    cards = "".join(card(view, finding, next(number)) for finding in view.findings)
+    nothing = "" if cards else _soft("No object and no prediction.")
+    view.case.close()
+    return f'<h3>{escape(view.case_id)}</h3>{_soft(remarks)}{nothing}<div class="findings">{cards}</div>'
+
+
+def _ignored_section(views: Sequence[CaseView], number: "count[int]", iou: float) -> str:
+    said = (
+        "Lesions that the scans really contain and that are not part of the scores. A hit is a box of any class that "
+        f"overlaps the lesion with an IoU of at least {iou:g}, or holds its centre; the one with the highest score "
+        "is named."
+    )
+    found = [(view, finding) for view in views for finding in view.ignored]
+    if not found:
+        return _section("Real lesions", _soft("No object of these cases is marked as a lesion outside the scores."))
+    arms = list(views[0].marks)
+    rows = [(view.case_id, finding.heading, *(finding.remarks[arm] for arm in arms)) for view, finding in found]
+    cards = "".join(card(view, finding, next(number), with_case_id=True) for view, finding in found)
+    for view, _ in found:
+        view.case.close()
+    table = _table(("case", "lesion", *arms), rows, words=True)
+    return _section("Real lesions", f'{_soft(said)}{table}<div class="findings">{cards}</div>')
+
+
+def _with_interval(number: Interval) -> str:
+    return f"{decimals(number.value)} [{decimals(number.low)}, {decimals(number.high)}]"
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _last_step(metrics_jsonl: Path) -> int:
+    return int(read_curves(metrics_jsonl)["step"][-1])
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
+
+
+def _soft(text: str) -> str:
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+def _items(texts: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", *, words: bool = False) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join(f"<tr>{_first_cell(row[0])}{''.join(_cell(item) for item in row[1:])}</tr>" for row in rows)
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    table = f"{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table class="{"words" if words else "numbers"}">{table}</table></div>'
+
+
+def _first_cell(item: object) -> str:
+    return f'<th scope="row">{escape(str(item))}</th>'
+
+
+def _cell(item: object) -> str:
+    return f"<td>{escape(str(item))}</td>"
+
+
+def _plots(plots: Iterable[tuple[str, bytes]], what: str) -> str:
+    figures = "".join(
+        f'<figure><img src="{data_uri(png)}" alt="{escape(f"{name}: {what}")}">'
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+        for name, png in plots
+    )
+    return f'<div class="plots">{figures}</div>'

@@ -1,0 +1,132 @@
+"""Slices of a prepared case as pictures: which way up, which grey values.
+
+A slice is a plane of the first array axis; prepared cases lie in the closest RAS+ orientation, so it is an axial one.
+On paper it is radiological: the patient's right is on the left, the front is up. Paper is measured in mm.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Num, Real, UInt8
+from PIL import Image
+
+from girih_data3d import Case
+
+LUNG_HU = (-1350.0, 150.0)
+"""Level -600, width 1500: the usual lung window."""
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""Level 40, width 400: the usual soft-tissue window."""
+AIR_FILLED_HU = -400.0
+"""Lung lies below, soft tissue above."""
+ROBUST_PERCENTILES = (0.5, 99.5)
+"""Range of grey values where voxels have no known unit; nnU-Net's fingerprint clips CT at the same two."""
+
+Number = int | float
+Region = tuple[int, int, int, int]
+"""(y0, x0, y1, x1), voxel edges within a slice, half-open."""
+Rectangle = tuple[float, float, float, float]
+"""(left, top, right, bottom) on paper, mm."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Grey values from `low` (black) to `high` (white)."""
+
+    low: float
+    high: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Plane:
+    """How the slices of one case lie on paper."""
+
+    shape_yx: tuple[int, int]
+    spacing_yx_mm: tuple[float, float]
+    flip_y: bool
+    flip_x: bool
+    sides: tuple[str, str, str, str]
+    """Anatomical letters at left, right, top, bottom: R, L, A, P, S or I."""
+
+    @property
+    def whole(self) -> Region:
+        """The region of the whole slice."""
+        return (0, 0, *self.shape_yx)
+
+    def on_paper(self, y0: Number, x0: Number, y1: Number, x1: Number) -> Rectangle:
+        """Return where a rectangle of voxel edges lies on paper."""
+        (rows, columns), (mm_y, mm_x) = self.shape_yx, self.spacing_yx_mm
+        top, bottom = (rows - y1, rows - y0) if self.flip_y else (y0, y1)
+        left, right = (columns - x1, columns - x0) if self.flip_x else (x0, x1)
+        return left * mm_x, top * mm_y, right * mm_x, bottom * mm_y
+
+    def around(self, box: Real[np.ndarray, "6"], least_mm: float) -> Region:
+        """Return the square region about a box, three times its longer side and at least `least_mm` wide."""
+        side_mm = max(least_mm, *(3 * (box[axis + 4] - box[axis + 1]) * self.spacing_yx_mm[axis] for axis in (0, 1)))
+        low, high = [0, 0], [0, 0]
+        for axis in (0, 1):
+            size = self.shape_yx[axis]
+            width = min(size, max(1, round(side_mm / self.spacing_yx_mm[axis])))
+            start = round((box[axis + 1] + box[axis + 4] - width) / 2)
+            low[axis] = min(max(start, 0), size - width)
+            high[axis] = low[axis] + width
+        return low[0], low[1], high[0], high[1]
+
+
+def plane_of(case: Case) -> Plane:
+    """Return how the slices of a prepared case lie on paper: the R, A or S end of an axis is left or up."""
+    x, y = (int(np.abs(case.affine[:3, column]).argmax()) for column in (0, 1))
+    return Plane(
+        shape_yx=case.shape[2:],
+        spacing_yx_mm=case.spacing_zyx_mm[1:],
+        flip_y=bool(case.affine[y, 1] > 0),
+        flip_x=bool(case.affine[x, 0] > 0),
+        sides=("RAS"[x], "LPI"[x], "RAS"[y], "LPI"[y]),
+    )
+
+
+def read_region(case: Case, slice_index: int, region: Region) -> Float64[np.ndarray, "y x"]:
+    """Return a region of one slice of the first channel: Hounsfield units if they can be had, else as stored."""
+    y0, x0, y1, x1 = region
+    patch = case.read_patch((slice_index, y0, x0), (1, y1 - y0, x1 - x0))
+    values = np.asarray(patch[0, 0], dtype=np.float64)
+    record = case.prepared["normalisation"]
+    if in_hounsfield(case) and record["mean"] is not None and record["std"] is not None:
+        values = values * record["std"][0] + record["mean"][0]
+    return values
+
+
+def in_hounsfield(case: Case) -> bool:
+    """Return whether the stored values of a case can be turned into Hounsfield units."""
+    return case.modality == "CT" and case.prepared["normalisation"]["scheme"] in ("ct", "none")
+
+
+def window_for(values: Num[np.ndarray, "y x"], *, hounsfield: bool) -> Window:
+    """Return the window for a part of a scan: lung or soft tissue in CT, else robust percentiles."""
+    if hounsfield:
+        if np.median(values) < AIR_FILLED_HU:
+            return Window(*LUNG_HU, "lung window, W 1500 L -600")
+        return Window(*SOFT_TISSUE_HU, "soft-tissue window, W 400 L 40")
+    low, high = (float(value) for value in np.percentile(values, ROBUST_PERCENTILES))
+    return Window(low, max(high, low + 1e-6), "grey values: percentiles 0.5 to 99.5")
+
+
+def grey(values: Num[np.ndarray, "y x"], plane: Plane, window: Window) -> UInt8[np.ndarray, "rows columns"]:
+    """Return a region of a slice as grey pixels, turned as it lies on paper."""
+    scaled = np.clip((values - window.low) / (window.high - window.low), 0, 1)
+    turned = scaled[:: -1 if plane.flip_y else 1, :: -1 if plane.flip_x else 1]
+    return np.asarray(np.round(turned * 255), dtype=np.uint8)
+
+
+def grey_png(pixels: UInt8[np.ndarray, "rows columns"], longest: int) -> bytes:
+    """Return pixels as an 8-bit PNG, averaged down so that no side exceeds `longest`."""
+    image = Image.fromarray(pixels)
+    shrink = max(image.size) / longest
+    if shrink > 1:
+        image = image.resize(
+            (max(1, round(image.width / shrink)), max(1, round(image.height / shrink))), Image.Resampling.BOX
+        )
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,450 @@
+"""The report and the montage on a small real dataset: what is drawn where, what the page says, and that it is safe."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from girih.report import Arm, montage, write_report
+from girih.report.files import read_scores
+from girih.report.gallery import card
+from girih.report.overlays import OUTLINES, CaseView, view_cases
+from girih.report.slices import grey, plane_of, read_region, window_for
+from girih.report.verdicts import read_judged
+from girih_data3d import CaseSource, Dataset, PrepareSpec, Store, prepare_many
+
+EVIL = "<script>alert(1)</script>"
+TITLE = f'{EVIL} & "title"'
+CASES = ("a & 'b'", "c; <i>")
+ARMS = ('scratch "<b>', "mae' onload=alert(1) <svg/onload=alert(1)>")
+CLASSES = ("nodule", f"{EVIL}")
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SHAPE_XYZ = (60, 50, 20)
+OBJECTS = {1: ((10, 18), (20, 30), (5, 9)), 2: ((40, 46), (12, 18), (10, 14)), 3: ((25, 35), (30, 40), (3, 7))}
+"""Object -> half-open voxel ranges in the file's (x, y, z); 3 is real and not scored."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    folder: Path
+    arms: dict[str, Arm]
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def truth(self) -> Path:
+        return self.folder / "truth"
+
+    def write(self, path: Path, **changes: object) -> str:
+        settings = {
+            "title": TITLE,
+            "arms": self.arms,
+            "truth": self.truth,
+            "store": self.store,
+            "pretraining": self.folder / "pre.jsonl",
+            "notes": [f"a note {EVIL}"],
+            "facts": {"command": "girih demo", f"{EVIL}": "http://example.org/ <b>"},
+        }
+        write_report(path, **(settings | changes))
+        return path.read_text(encoding="utf-8")
+
+    def views(self) -> list[CaseView]:
+        scores = {name: (arm.predictions, read_scores(arm.scores)) for name, arm in self.arms.items()}
+        return view_cases(read_judged(scores, self.truth), self.store, 0.1)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Two CT cases of 1 x 1.5 x 2.5 mm in LPS files, prepared at 2 mm; bright boxes in lung; two arms."""
+    folder = tmp_path_factory.mktemp("experiment")
+    affine = LPS @ np.diag([1.0, 1.5, 2.5, 1.0])
+    affine[:3, 3] = (70.0, -20.0, 33.0)
+    sources = []
+    for number, case_id in enumerate(CASES):
+        scan = np.random.default_rng(number).normal(-850.0, 30.0, SHAPE_XYZ).astype(np.float32)
+        labels = np.zeros(SHAPE_XYZ, np.uint8)
+        for label, ranges in OBJECTS.items():
+            place = tuple(slice(*span) for span in ranges)
+            scan[place], labels[place] = 40.0, label
+        image, instances = folder / f"{number}.nii.gz", folder / f"{number}_labels.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(scan, affine), image)
+        nibabel.save(nibabel.Nifti1Image(labels, affine), instances)
+        sources.append(CaseSource(case_id, (image,), instances, {1: 0, 2: 1, 3: 0}, (3,), None, f"p{number}", "CT"))
+    report = prepare_many(
+        Dataset("tiny", CLASSES, tuple(sources)),
+        folder / "store",
+        PrepareSpec(target_zyx_mm=(2.0, 2.0, 2.0), normalisation="ct", clip=(-1000, 400), mean=(-500,), std=(300,)),
+    )
+    assert not report.failed
+    (folder / "truth").mkdir()
+    for case_id, case in ((case_id, Store.open(folder / "store")[case_id]) for case_id in CASES):
+        (folder / "truth" / f"{case_id}.json").write_text(json.dumps(case.truth))
+    arms = {name: _arm(folder, name, number) for number, name in enumerate(ARMS)}
+    for file in ("pre", "0", "1"):
+        rows = [{"step": step, "loss": 1.0 / step, "lr": 0.01, "seconds": step} for step in range(1, 21)]
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Experiment(folder, arms)
+
+
+def _arm(folder: Path, name: str, number: int) -> Arm:
+    """Arm 0 finds object 1 in both cases; arm 1 finds both objects in the first case and none in the second."""
+    predictions, cases = folder / f"predictions{number}", {}
+    predictions.mkdir()
+    for n, case_id in enumerate(CASES):
+        record = json.loads((folder / "truth" / f"{case_id}.json").read_text())
+        first, second, ignored = record.pop("boxes")
+        record.pop("ignore")
+        elsewhere = [15.0, 2.0, 2.0, 18.0, 8.0, 8.0]
+        found = {(0, 0): [first], (0, 1): [first], (1, 0): [first, second], (1, 1): []}[number, n]
+        boxes = [*found, elsewhere] + ([ignored] if number == 0 else [])
+        record |= {"boxes": boxes, "scores": [0.9 - 0.1 * row for row in range(len(boxes))]}
+        record["labels"] = [CLASSES.index(EVIL) if box is second else 0 for box in boxes]
+        (predictions / f"{case_id}.json").write_text(json.dumps(record))
+        hit = [first in found, second in found, False]
+        cases[case_id] = {"tp": [box in found for box in boxes], "hit": hit}
+    low, high = 0.1, 0.7
+    scores = {
+        "schema": "girih-scores/1",
+        "iou": 0.1,
+        "n_images": 2,
+        "n_patients": 2,
+        "n_objects": 4,
+        "draws": 100,
+        "confidence": 0.95,
+        "ap": {"value": 0.4321 + number / 10, "low": low, "high": high},
+        "froc": {"value": 0.3217, "low": low, "high": high},
+        "per_class": {"nodule": {"ap": 0.7771, "n_objects": 2}, EVIL: {"ap": None, "n_objects": 2}},
+        "froc_curve": {"fppi": [0, 0.5, 1], "sensitivity": [0, 0.5, 0.5], "low": [0, 0.2, 0.2], "high": [0, 0.7, 0.7]},
+        "cases": cases,
+        "notes": [f"class {EVIL} is rare"],
+    }
+    path = folder / f"scores{number}.json"
+    path.write_text(json.dumps(scores))
+    return Arm(path, predictions, folder / f"{number}.jsonl")
+
+
+PROSE = {"title", "section", "h1", "h2", "h3", "p", "b", "ul", "li", "div", "span", "label", "input", "body", "main"}
+TABLES = {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+PICTURES = {"figure", "figcaption", "img", "svg", "g", "rect", "image", "use", "text"}
+TAGS = PROSE | TABLES | PICTURES | {"html", "head", "meta", "style"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+# ---- what is drawn where
+
+
+def test_boxes_land_on_their_voxels_in_the_prepared_grid(experiment: Experiment) -> None:
+    """The file is LPS and anisotropic, the store RAS at 2 mm: a wrong route would be off by far more than a voxel."""
+    for view in experiment.views():
+        bright = read_volume(view) > -400.0
+        for mark in view.marks[ARMS[0]][:3]:
+            low, high = np.floor(mark.box[:3]).astype(int), np.ceil(mark.box[3:]).astype(int)
+            inside = bright[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            assert inside.mean() > 0.6
+            bright[tuple(slice(a - 1, b + 1) for a, b in zip(low, high, strict=True))] = False
+        assert not bright.any()
+
+
+def read_volume(view: CaseView) -> np.ndarray:
+    return np.stack([read_region(view.case, z, view.plane.whole) for z in range(view.n_slices)])
+
+
+def test_the_true_object_lies_under_its_box_on_paper(experiment: Experiment) -> None:
+    """Turning the pixels and turning the box must be the same turn: the picture is bright inside, dark outside."""
+    view = next(view for view in experiment.views() if view.case_id == CASES[0])
+    finding = next(finding for finding in view.findings if finding.heading.startswith("Object 1,"))
+    pixels = grey(read_region(view.case, finding.slice_index, view.plane.whole), view.plane, lung())
+    _, y0, x0, _, y1, x1 = (float(edge) for edge in view.marks[ARMS[0]][0].box)
+    left, top, right, bottom = (round(mm / 2.0) for mm in view.plane.on_paper(y0, x0, y1, x1))
+    assert pixels[top + 1 : bottom - 1, left + 1 : right - 1].min() > 200
+    assert pixels[max(0, top - 4) : top - 1, left:right].max() < 150
+
+
+def lung():
+    return window_for(np.full((2, 2), -850.0), hounsfield=True)
+
+
+def test_paper_is_radiological(experiment: Experiment) -> None:
+    case = Store.open(experiment.store)[CASES[0]]
+    plane = plane_of(case)
+    assert plane.sides == ("R", "L", "A", "P")
+    ras = np.linalg.inv(case.affine) @ [*(case.affine[:3, 3] + [10.0, 0.0, 0.0]), 1.0]  # 10 mm to the patient's right
+    assert plane.on_paper(0.0, ras[0], 1.0, ras[0] + 1)[0] < plane.on_paper(0.0, 0.0, 1.0, 1.0)[0]
+
+
+def test_findings_are_the_misses_then_the_hits_then_false_positives(experiment: Experiment) -> None:
+    worst, other = experiment.views()
+    assert (worst.case_id, other.case_id) == (CASES[1], CASES[0])  # three misses, one miss
+    assert [finding.heading for finding in worst.findings] == [
+        f"Object 2, {EVIL}",
+        "Object 1, nodule",
+        "False positive, nodule",
+    ]
+    assert worst.findings[0].remarks == {ARMS[0]: "missed", ARMS[1]: "missed"}
+    assert other.findings[1].remarks == {ARMS[0]: "found, score 0.90", ARMS[1]: "found, score 0.90"}
+    assert worst.findings[2].remarks == {
+        arm: f"false positive, score 0.{digit}0" for arm, digit in zip(ARMS, "89", strict=True)
+    }
+    assert worst.remarks[ARMS[1]] == "found 0 of 2, highest false positive 0.90"
+    kinds = [mark.kind for mark in other.marks[ARMS[0]]]
+    assert kinds == ["found", "missed", "ignored", "tp", "fp", "neither"]
+
+
+def test_the_lesion_that_is_not_scored_is_hit_by_one_arm(experiment: Experiment) -> None:
+    (finding,) = experiment.views()[0].ignored
+    assert finding.remarks == {
+        ARMS[0]: "hit, score 0.70 (rank 3 of 3 boxes in this scan), IoU 1.00",
+        ARMS[1]: "miss, no box here",
+    }
+
+
+def test_every_finding_shows_its_object_on_its_slice(experiment: Experiment) -> None:
+    for view in experiment.views():
+        for finding in (*view.findings, *view.ignored):
+            for arm, remark in finding.remarks.items():
+                drawn = {mark.kind for mark in view.drawn(arm, finding)}
+                if remark.startswith("found"):
+                    assert {"found", "tp"} <= drawn
+                if remark == "missed":
+                    assert "missed" in drawn
+
+
+# ---- the page
+
+
+def test_page_is_self_contained_and_escapes_everything(experiment: Experiment, tmp_path: Path) -> None:
+    page = Page(experiment.write(tmp_path / "report.html"))
+    assert {tag for tag, _ in page.tags} <= TAGS
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("href", "src", "xlink:href", "srcset", "action", "data"):
+            if name in attributes:
+                assert re.match(r"data:image/png;base64,|#p\d+$", attributes[name]), (tag, attributes[name][:60])
+        assert "url(" not in attributes.get("style", "")
+    for said in (TITLE, *CASES, *ARMS, EVIL, "http://example.org/ <b>", f"a note {EVIL}", f"class {EVIL} is rare"):
+        assert said in page.text
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "Content-Security-Policy" in text
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {attributes["href"] for tag, attributes in page.tags if tag == "use"}
+    assert used <= {f"#{name}" for name in ids}
+
+
+def test_page_says_the_numbers_in_order(experiment: Experiment, tmp_path: Path) -> None:
+    page = Page(experiment.write(tmp_path / "report.html"))
+    headings = ["Scores", "Loss", "FROC", "Overlays", "Real lesions", "Limits and notes", "Facts"]
+    places = [
+        page.text.index(heading, page.text.index("</style>") if "</style>" in page.text else 0) for heading in headings
+    ]
+    assert places == sorted(places)
+    for number in (
+        "0.432 [0.100, 0.700]",
+        "0.532 [0.100, 0.700]",
+        "0.322 [0.100, 0.700]",
+        "0.777",
+        "undefined",
+        "0.500",
+    ):
+        assert number in page.text
+    assert "the intervals overlap, so these data do not tell the arms apart" in page.text
+    assert "only 2 patients" in page.text
+    for colour, _, meaning in (outline for kind, outline in OUTLINES.items() if kind != "prediction"):
+        assert colour in (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert meaning in page.text
+    drawn = {attributes.get("class") for tag, attributes in page.tags if tag == "rect"}
+    assert {"tp", "fp", "missed", "found", "ignored", "neither"} <= drawn
+    assert "stroke-dasharray" in re.search(r"\.missed\{([^}]*)\}", (tmp_path / "report.html").read_text())[1]
+
+
+def test_paired_differences_are_tabled(experiment: Experiment, tmp_path: Path) -> None:
+    first, second = ARMS
+    record = json.loads(experiment.arms[second].scores.read_text())
+    record["difference"] = {first: {end: {"value": 0.05, "low": -0.125, "high": 0.25} for end in ("ap", "froc")}}
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    arms = experiment.arms | {second: replace(experiment.arms[second], scores=tmp_path / "scores.json")}
+    page = Page(experiment.write(tmp_path / "report.html", arms=arms))
+    assert f"{second} minus {first}0.050 [-0.125, 0.250]yes" in page.text
+    assert "the interval of the paired difference includes 0" in page.text
+
+
+def test_page_of_one_arm_without_pretraining_notes_and_facts(experiment: Experiment, tmp_path: Path) -> None:
+    one = {ARMS[0]: experiment.arms[ARMS[0]]}
+    page = Page(experiment.write(tmp_path / "report.html", arms=one, pretraining=None, notes=[], facts={}))
+    assert "1 detector" in page.text
+    assert "pre-trained" not in page.text
+
+
+def test_the_same_input_gives_the_same_page(experiment: Experiment, tmp_path: Path) -> None:
+    assert experiment.write(tmp_path / "a.html") == experiment.write(tmp_path / "b.html")
+
+
+def test_a_hostile_case_id_is_escaped_in_a_card(experiment: Experiment) -> None:
+    view = replace(experiment.views()[0], case_id='"><img src=x onerror=alert(1)>')
+    page = Page(card(view, view.findings[0], 1, with_case_id=True))
+    assert [tag for tag, _ in page.tags if tag == "img"] == []
+    assert view.case_id in page.text
+
+
+# ---- bad input
+
+
+def test_nothing_is_written_when_an_input_is_bad(experiment: Experiment, tmp_path: Path) -> None:
+    first = ARMS[0]
+    scores = json.loads(experiment.arms[first].scores.read_text())
+    absent = tmp_path / "absent"
+
+    def refused(words: str, **changes: object) -> None:
+        path = tmp_path / "report.html"
+        path.write_text("old")
+        with pytest.raises(ValueError, match=words):
+            experiment.write(path, **changes)
+        assert path.read_text() == "old"
+        assert not [other for other in tmp_path.iterdir() if other.name.endswith(".partial")]
+
+    def arm(**changes: object) -> dict[str, Arm]:
+        return experiment.arms | {first: replace(experiment.arms[first], **changes)}
+
+    def with_scores(change: dict) -> dict[str, Arm]:
+        path = tmp_path / "scores.json"
+        path.write_text(json.dumps(scores | change))
+        return arm(scores=path)
+
+    refused("arms is empty", arms={})
+    refused("absent: cannot be read", arms=arm(scores=absent))
+    refused("absent: cannot be read", pretraining=absent)
+    refused("absent: cannot be read", arms=arm(training=absent))
+    refused("absent/a & 'b'.json: cannot be read", arms=arm(predictions=absent))
+    refused("absent/a & 'b'.json: cannot be read", truth=absent)
+    refused(r"scores\.json: n_images is 'x'", arms=with_scores({"n_images": "x"}))
+    refused("iou is", arms=with_scores({"iou": 0.5}))
+    refused("different cases, for example", arms=with_scores({"cases": {CASES[0]: scores["cases"][CASES[0]]}}))
+    few = {case: {"tp": [], "hit": entry["hit"]} for case, entry in scores["cases"].items()}
+    refused("number of boxes is 3, wanted 0", arms=with_scores({"cases": few}))
+    refused("no cases", arms={first: with_scores({"cases": {}})[first]})
+    refused("not a prepared dataset", store=absent)
+
+
+def test_a_case_that_the_store_lacks_is_named(experiment: Experiment, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(experiment.store, store)
+    shutil.rmtree(Store.open(store)[CASES[0]].folder)
+    with pytest.raises(ValueError, match=re.escape(f"has no case {CASES[0]!r}")):
+        experiment.write(tmp_path / "report.html", store=store)
+
+
+def test_predictions_on_another_grid_are_refused(experiment: Experiment, tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions"
+    shutil.copytree(experiment.arms[ARMS[0]].predictions, predictions)
+    path = predictions / f"{CASES[0]}.json"
+    record = json.loads(path.read_text())
+    record["affine"][0][3] += 1.0
+    path.write_text(json.dumps(record))
+    arms = {ARMS[0]: replace(experiment.arms[ARMS[0]], predictions=predictions)}
+    with pytest.raises(ValueError, match="affine is"):
+        experiment.write(tmp_path / "report.html", arms=arms)
+
+
+# ---- montage
+
+
+def colours(path: Path) -> set[str]:
+    with Image.open(path) as image:
+        counted = image.convert("RGB").getcolors(2**24)
+    return {f"#{r:02X}{g:02X}{b:02X}" for n, (r, g, b) in counted if n > 20}
+
+
+def test_montage_draws_every_case_worst_first(experiment: Experiment, tmp_path: Path) -> None:
+    arm = experiment.arms[ARMS[1]]
+    pictures = montage(
+        tmp_path / "out", predictions=arm.predictions, store=experiment.store, truth=experiment.truth, scores=arm.scores
+    )
+    assert [path.name for path in pictures] == [f"{CASES[1]}.png", f"{CASES[0]}.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in pictures)
+    assert {OUTLINES["missed"][0], OUTLINES["fp"][0], OUTLINES["ignored"][0]} <= colours(pictures[0])
+    assert OUTLINES["tp"][0] not in colours(pictures[0])
+    assert {OUTLINES["tp"][0], OUTLINES["found"][0]} <= colours(pictures[1])
+
+
+def test_montage_without_truth_draws_predictions(experiment: Experiment, tmp_path: Path) -> None:
+    predictions = experiment.arms[ARMS[0]].predictions
+    pictures = montage(tmp_path, predictions=predictions, store=experiment.store)
+    assert OUTLINES["prediction"][0] in colours(pictures[0])
+    assert OUTLINES["tp"][0] not in colours(pictures[0])
+    with pytest.raises(ValueError, match="both or neither"):
+        montage(tmp_path, predictions=predictions, store=experiment.store, truth=experiment.truth)
+
+
+def test_montage_of_a_case_without_any_box(experiment: Experiment, tmp_path: Path) -> None:
+    record = json.loads((experiment.arms[ARMS[0]].predictions / f"{CASES[0]}.json").read_text())
+    (tmp_path / f"{CASES[0]}.json").write_text(json.dumps(record | {"boxes": [], "scores": [], "labels": []}))
+    (picture,) = montage(tmp_path / "out", predictions=tmp_path, store=experiment.store)
+    assert picture.is_file()
+
+
+# ---- in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def photograph(page: Path, png: Path, width: int, height: int) -> list[str]:
+    """Return the console messages of headless Chromium showing `page`, of which it writes a picture."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    profile = f"--user-data-dir={png.parent / 'profile'}"
+    size = f"--window-size={width},{height}"
+    done = subprocess.run(
+        [BROWSER, *options, profile, size, f"--screenshot={png}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, the page was not looked at in a browser")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_the_page_without_complaint(experiment: Experiment, tmp_path: Path, width: int) -> None:
+    experiment.write(tmp_path / "report.html")
+    assert photograph(tmp_path / "report.html", tmp_path / "page.png", width, 9000) == []
+    assert {OUTLINES[kind][0] for kind in ("tp", "fp", "missed", "ignored")} <= colours(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    shade = pixels[(np.ptp(pixels, axis=-1) == 0) & (abs(pixels[..., 0] - 85) < 15)]  # lung in a lung window
+    assert len(shade) > 20_000
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed, the page was not looked at in a browser")
+def test_the_browser_check_can_fail(experiment: Experiment, tmp_path: Path) -> None:
+    text = experiment.write(tmp_path / "report.html")
+    evil = '<img src="https://example.org/x.png"><script>alert(1)</script></main>'
+    (tmp_path / "report.html").write_text(text.replace("</main>", evil))
+    assert len(photograph(tmp_path / "report.html", tmp_path / "page.png", 400, 800)) >= 2
