@@ -1,6 +1,6 @@
 """What every objective does first with a batch: check it, and make one generator per sample."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +10,7 @@ from girih_ssl.interfaces import Batch, Triple
 
 
 def check_batch(
-    batch: Batch, *, requires: Iterable[str], in_channels: int, patch_multiple: Triple
+    batch: Batch, *, requires: Collection[str], in_channels: int, patch_multiple: Triple
 ) -> Float[Tensor, "b c z y x"]:
     """Return `batch["image"]` of a batch that an objective can use.
 

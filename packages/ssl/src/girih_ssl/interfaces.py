@@ -159,7 +159,8 @@ class ObjectiveConfig(Protocol):
     command line.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    if TYPE_CHECKING:  # or issubclass() could not tell a config class
+        __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def build(self, parts: Parts, /) -> Objective:
         """Return a new objective.

@@ -64,7 +64,8 @@ class MAE(nn.Module):
 
     A batch without a hidden valid voxel has loss 0 with gradient 0, and `scored` says so. A constant patch is nothing
     special. NaN or infinity anywhere in a patch makes the loss NaN, never silently less: it is not searched for,
-    because the answer would have to be waited for on a GPU.
+    because the answer would have to be waited for on a GPU. In several processes each divides by its own number of
+    scored elements; these differ only where `valid` does.
 
     The neck's parameters should all lead to its finest map, as a U-Net decoder's do.
 

@@ -14,7 +14,7 @@ class PluginError(ValueError):
     """An installed objective cannot be used; the message names its distribution."""
 
 
-def objectives() -> Mapping[str, type[ObjectiveConfig]]:
+def objectives() -> "Objectives":
     """Return the installed objectives: from name to config class, in the order of the names.
 
     Looking at the names imports nothing. A class is imported when it is asked for, so a broken plug-in is in nobody's
@@ -31,14 +31,22 @@ def objectives() -> Mapping[str, type[ObjectiveConfig]]:
                 f"objective {entry.name!r}: claimed by the distributions {_distribution(rival)} and "
                 f"{_distribution(entry)}; wanted one: uninstall the other"
             )
-    return _Objectives(found)
+    return Objectives(found)
 
 
-class _Objectives(Mapping[str, type[ObjectiveConfig]]):
+class Objectives(Mapping[str, type[ObjectiveConfig]]):
+    """The installed objectives by name, imported one at a time."""
+
     def __init__(self, entries: dict[str, EntryPoint]) -> None:
         self._entries = entries
 
     def __getitem__(self, name: str) -> type[ObjectiveConfig]:
+        """Import and return a config class.
+
+        Raises:
+            KeyError: there is no objective of that name.
+            PluginError: it cannot be imported, or is no config class.
+        """
         return _load(self._entries[name])
 
     def __contains__(self, name: object) -> bool:  # the inherited one would import

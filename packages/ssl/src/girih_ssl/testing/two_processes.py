@@ -10,7 +10,7 @@ import traceback
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -47,11 +47,13 @@ def failures_of_two_processes(subject: Subject) -> list[str]:
             process.start()
             theirs.close()
             started.append((process, ours))
-        failures = [f"rank {rank}: {text}" for rank, (_, ours) in enumerate(started) if (text := _receive(ours))]
+        findings = [_receive(ours) for _, ours in started]
         for process, _ in started:
             process.join(timeout=5)
             process.kill()
-    return failures
+    # Where one process finds a fault and leaves, the other merely loses its connection.
+    faults = [finding.fault for finding in findings if finding.fault] or [f.crash for f in findings if f.crash]
+    return sorted(set(faults))
 
 
 def _context() -> Any:
@@ -63,13 +65,20 @@ def _context() -> Any:
     return context
 
 
-def _receive(pipe: Connection) -> str:
+class _Finding(NamedTuple):
+    fault: str = ""
+    """How the contract is broken."""
+    crash: str = ""
+    """The traceback of any other error."""
+
+
+def _receive(pipe: Connection) -> _Finding:
     if not pipe.poll(2 * TIMEOUT.total_seconds()):
-        return "did not finish"
+        return _Finding(crash="one of two processes did not finish")
     try:
-        return str(pipe.recv())
+        return _Finding(*pipe.recv())
     except EOFError:
-        return "died without a message"
+        return _Finding(crash="one of two processes died without a message")
 
 
 def _rank(
@@ -86,11 +95,11 @@ def _rank(
         _compare(Subject(_find_class(*where)(**values), patch_zyx), rank)
         distributed.destroy_process_group()
     except ContractError as error:
-        pipe.send(str(error))
+        pipe.send(_Finding(fault=str(error)))
     except Exception:  # noqa: BLE001  # whatever it is, the process that waits has to hear of it
-        pipe.send(traceback.format_exc())
+        pipe.send(_Finding(crash=traceback.format_exc()))
     else:
-        pipe.send("")
+        pipe.send(_Finding())
 
 
 def _compare(subject: Subject, rank: int) -> None:
