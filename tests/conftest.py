@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+
 from girih.commands.prepare import Prepare
 from girih.plans import load_plan
 
@@ -28,7 +29,8 @@ def write_scans(folder: Path, *, cases: int = 3, shape: tuple[int, int, int] = (
         nibabel.save(nibabel.Nifti1Image(image, affine), folder / f"case{number}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(instances, affine), folder / f"case{number}_instances.nii.gz")
         entries.append({
-            "case_id": f"case{number}", "images": [f"case{number}.nii.gz"], "instances": f"case{number}_instances.nii.gz",
+            "case_id": f"case{number}", "images": [f"case{number}.nii.gz"],
+            "instances": f"case{number}_instances.nii.gz",
             "instance_classes": {str(k): 0 for k in range(1, 2 + number % 2)},
         })  # fmt: skip
     manifest = {"schema": 1, "name": "balls", "classes": ["ball"], "modality": "CT", "cases": entries}

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+
 from girih.cli import main
 
 
@@ -26,7 +27,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def leftovers(folder: Path) -> list[Path]:
     """Whatever a failed preparation left of the case."""
-    return [path for path in folder.rglob("*") if path.suffix == ".zarr" or ".tmp" in path.parts[len(folder.parts) :] and path.is_file()]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.suffix == ".zarr" or (".tmp" in path.parts[len(folder.parts) :] and path.is_file())
+    ]
 
 
 def scan(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -53,10 +58,12 @@ def with_nan(folder: Path) -> None:
 
 
 def singular(folder: Path) -> None:
-    image = nibabel.Nifti1Image(NOISE, np.eye(4))
-    image.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=1)
-    path = folder / "cut.nii.gz"
-    path.write_bytes(gzip.compress(image.to_bytes()))
+    content = nibabel.Nifti1Image(NOISE, np.eye(4)).to_bytes()
+    header = nibabel.Nifti1Header(content[:348])
+    affine = np.eye(4)
+    affine[:, 1] = affine[:, 0]
+    header.set_sform(affine, code=1)
+    (folder / "cut.nii.gz").write_bytes(gzip.compress(header.binaryblock + content[348:]))
 
 
 def unknown(folder: Path) -> None:
@@ -107,23 +114,53 @@ def test_a_wrong_key_in_a_manifest(capsys: pytest.CaptureFixture[str], raw: Path
     assert "lables" in fails(capsys, "prepare", "--data", broken, "--out", tmp_path / "out")
 
 
-def test_weights_of_another_architecture(capsys: pytest.CaptureFixture[str], store: Path, plan: str, tmp_path: Path) -> None:
+def test_weights_of_another_architecture(
+    capsys: pytest.CaptureFixture[str], store: Path, plan: str, tmp_path: Path
+) -> None:
     import girih_backbones
 
     weights = tmp_path / "other.safetensors"
-    other = {"class": "PlainEncoder", "kwargs": {"channels": [4, 8], "downsampling": [[1, 1, 1], [2, 2, 2]]}}
+    other = {"class": "PlainEncoder", "kwargs": {"channels": [4, 8], "convs": [1, 1]}}
     girih_backbones.save_weights(weights, encoder=girih_backbones.make_encoder(other, 1))
-    said = fails(capsys, "finetune", "--data", store, "--out", tmp_path / "run", "--plan", plan, "--weights", weights, "--device", "cpu")
+    said = fails(
+        capsys,
+        "finetune",
+        "--data",
+        store,
+        "--out",
+        tmp_path / "run",
+        "--plan",
+        plan,
+        "--weights",
+        weights,
+        "--device",
+        "cpu",
+    )
     assert "PlainEncoder" in said
     assert "ResidualEncoder" in said
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04}q\x00.", b'{"a": 1}'], ids=["empty", "pickle", "json"])
-def test_weights_that_are_no_weights(content: bytes, capsys: pytest.CaptureFixture[str], store: Path, plan: str, tmp_path: Path) -> None:
+def test_weights_that_are_no_weights(
+    content: bytes, capsys: pytest.CaptureFixture[str], store: Path, plan: str, tmp_path: Path
+) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(content)
-    said = fails(capsys, "finetune", "--data", store, "--out", tmp_path / "run", "--plan", plan, "--weights", weights, "--device", "cpu")
+    said = fails(
+        capsys,
+        "finetune",
+        "--data",
+        store,
+        "--out",
+        tmp_path / "run",
+        "--plan",
+        plan,
+        "--weights",
+        weights,
+        "--device",
+        "cpu",
+    )
     assert str(weights) in said
     assert not (tmp_path / "run").exists()
 

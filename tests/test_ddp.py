@@ -14,11 +14,13 @@ def train_one_step(store: Path, plan: str, out: Path, world: int) -> dict[str, t
     launcher = [] if world == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     done = subprocess.run(
         [
-            sys.executable, *launcher, "-m", "girih.cli", "finetune", "--data", str(store), "--out", str(out), "--plan", plan,
+            sys.executable, *launcher, "-m", "girih.cli", "finetune",
+            "--data", str(store), "--out", str(out), "--plan", plan,
             "--steps", "1", "--warmup-steps", "0", "--lr", "0.1", "--workers", "0", "--device", "cpu",
             "--object-fraction", "0.5",
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     checkpoint = out / "checkpoints" / "step_000000001"

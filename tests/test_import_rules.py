@@ -32,7 +32,8 @@ def test_a_library_brings_neither_siblings_nor_heavy_packages(code: str, forbidd
 
 
 def test_help_is_instant_and_needs_no_torch() -> None:
-    call = "import contextlib, io\nfrom girih.cli import main\nwith contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
+    call = "import contextlib, io\nfrom girih.cli import main\n"
+    call += "with contextlib.redirect_stdout(io.StringIO()): main(['--help'])"
     assert not imported_by(call) & {"torch", "numpy", "accelerate"}
     times = []
     for _ in range(3):
@@ -43,7 +44,9 @@ def test_help_is_instant_and_needs_no_torch() -> None:
     assert min(times) < 1.0
 
 
-@pytest.mark.parametrize("folder", [ROOT, *ROOT.glob("packages/*"), *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/src/*")], ids=str)
+@pytest.mark.parametrize(
+    "folder", [ROOT, *ROOT.glob("packages/*"), *ROOT.glob("packages/*/src"), *ROOT.glob("packages/*/src/*")], ids=str
+)
 def test_import_ssl_is_the_standard_library_from_every_folder(folder: Path) -> None:
     if not folder.is_dir():
         return

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import girih_plugin_example
-import girih_ssl
 import pytest
+
+import girih_ssl
 from girih_ssl.testing import ObjectiveContract, check_objective
 
 
@@ -14,7 +15,9 @@ class TestDenoise(ObjectiveContract):
 
 
 def test_an_installed_objective_appears_in_the_help() -> None:
-    done = subprocess.run([sys.executable, "-m", "girih.cli", "pretrain", "--help"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "girih.cli", "pretrain", "--help"], check=True, capture_output=True, text=True
+    )
     assert "mae" in done.stdout
     assert "denoise" in done.stdout
     assert "Restore a patch from a noisy copy" in done.stdout

@@ -25,7 +25,8 @@ def command(kind: str, store: Path, plan: str, out: Path, world: int) -> list[st
     }[kind]
     return [
         sys.executable, *program, *arguments, "--data", str(store), "--out", str(out), "--plan", plan,
-        "--steps", str(STEPS), "--lr", "0.01", "--workers", "0", "--checkpoint-every", "2", "--device", "cpu", "--resume",
+        "--steps", str(STEPS), "--lr", "0.01", "--workers", "0", "--checkpoint-every", "2",
+        "--device", "cpu", "--resume",
     ]  # fmt: skip
 
 
@@ -65,7 +66,12 @@ def test_killed_and_resumed_equals_uninterrupted(kind: str, world: int, store: P
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(kind, store, plan, whole, world)
     run_and_kill(kind, store, plan, broken, world)
-    assert json.loads((broken / "checkpoints" / (broken / "checkpoints/latest").read_text() / "state.json").read_text())["step"] < STEPS
+    assert (
+        json.loads((broken / "checkpoints" / (broken / "checkpoints/latest").read_text() / "state.json").read_text())[
+            "step"
+        ]
+        < STEPS
+    )
     run(kind, store, plan, broken, world)
 
     assert losses(broken) == losses(whole)

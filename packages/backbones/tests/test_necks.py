@@ -128,3 +128,23 @@ def test_wrong_maps_and_settings_are_refused() -> None:
         UFPN((2, 3), strides[:1], first_level=0)
     with pytest.raises(ValueError, match="neck class: found 'PAN', wanted one of"):
         make_neck({"class": "PAN", "kwargs": {}}, ResidualEncoder(1, channels=(2,), blocks=(1,)))
+
+
+def test_ufpn_computes_only_what_is_read() -> None:
+    torch.manual_seed(0)
+    channels, strides = (2, 3, 4, 5), ((1, 1, 1), (1, 2, 2), (2, 4, 4), (4, 8, 8))
+    every = UFPN(channels, strides, out_channels=16, first_level=1)
+    some = UFPN(channels, strides, out_channels=16, first_level=1, outputs=(1, 2))
+    assert set(some.state_dict()) < set(every.state_dict())
+    some.load_state_dict({name: tensor for name, tensor in every.state_dict().items() if name in some.state_dict()})
+    maps = [torch.randn(1, c, 8 // z, 8 // y, 8 // x) for c, (z, y, x) in zip(channels, strides, strict=True)]
+    found, wanted = some(maps), every(maps)
+    assert some.channels == (2, 16, 16, 16)
+    assert [m.shape[1] for m in found] == list(some.channels)
+    assert found[0] is maps[0]
+    assert found[1].equal(wanted[1])
+    assert found[2].equal(wanted[2])
+    (found[1].sum() + found[2].sum()).backward()
+    assert all(parameter.grad is not None for parameter in some.parameters())
+    with pytest.raises(ValueError, match=r"outputs: found \(4,\), wanted at least one of 0 to 3"):
+        UFPN(channels, strides, outputs=(4,))

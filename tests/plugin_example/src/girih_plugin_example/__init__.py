@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from girih_ssl import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from girih_ssl import Parts
 
 
 @dataclass(frozen=True)
