@@ -81,7 +81,9 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """The pieces together: tests/ with all six packages."""
-    pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test"))
+    pip_install(
+        session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test")
+    )
     pytest(session, "tests", "-m", "not long")
 
 
@@ -97,19 +99,25 @@ def examples(session: nox.Session) -> None:
 @nox.parametrize("package", ("data3d", "metrics"))
 def floor(session: nox.Session, package: str) -> None:
     """One package's tests on the oldest dependencies it declares."""
-    floors = [line.replace(">=", "==").split(",")[0].split(";")[0] for line in project(package)["project"]["dependencies"]]
+    floors = [
+        line.replace(">=", "==").split(",")[0].split(";")[0] for line in project(package)["project"]["dependencies"]
+    ]
     session.install("-q", "hatchling")
     session.install("-q", *floors)
     session.install("-q", "--no-build-isolation", "--no-deps", f"./packages/{package}")
     group = nox.project.dependency_groups(project(package), "test")
-    session.install("-q", *floors, *(f"torch=={pinned('torch')}" if line.startswith("torch") else line for line in group))
+    session.install(
+        "-q", *floors, *(f"torch=={pinned('torch')}" if line.startswith("torch") else line for line in group)
+    )
     pytest(session, f"packages/{package}/tests", "-m", "not long")
 
 
 @nox.session
 def long(session: nox.Session) -> None:
     """What takes longer than a few minutes: trainings with controls, full matrices."""
-    pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test"))
+    pip_install(
+        session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test")
+    )
     for package in PACKAGES:
         session.run("python", "-m", "pytest", "-q", f"packages/{package}/tests", "-m", "long", success_codes=[0, 5])
     session.run("python", "-m", "pytest", "-q", "tests", "-m", "long", success_codes=[0, 5])
@@ -149,10 +157,12 @@ def changed(session: nox.Session) -> None:
 
 
 def selected(base: str) -> list[str]:
-    """Sessions for the files that differ from `base`: lint and types always, a package's own tests, integration for source."""
+    """Sessions for the files that differ from `base`: lint, types, the packages' tests, integration."""
     diff = subprocess.run(["git", "diff", "--name-only", base], cwd=ROOT, check=True, capture_output=True, text=True)
     files = diff.stdout.split()
-    root_changed = any("/" not in name or name.startswith((".ci/", ".github/")) for name in files if not name.endswith(".md"))
+    root_changed = any(
+        "/" not in name or name.startswith((".ci/", ".github/")) for name in files if not name.endswith(".md")
+    )
     touched = [p for p in PACKAGES if root_changed or any(name.startswith(f"packages/{p}/") for name in files)]
     if touched and "girih" not in touched:
         touched.append("girih")  # the program is built from the libraries
@@ -180,7 +190,9 @@ def release(session: nox.Session) -> None:
     session.install("-q", "build", "twine")
     session.run("python", "-m", "build", "--outdir", f"dist/{package}", f"packages/{package}")
     session.run("twine", "check", "--strict", *(str(p) for p in (ROOT / "dist" / package).glob(f"*{version}*")))
-    session.log(f"next: git tag girih{'' if package == 'girih' else '-' + package}-v{version} && twine upload dist/{package}/*")
+    session.log(
+        f"next: git tag girih{'' if package == 'girih' else '-' + package}-v{version} && twine upload dist/{package}/*"
+    )
 
 
 def pinned(name: str) -> str:

@@ -1,7 +1,8 @@
 """Score boxes of any detector: AP and FROC with bootstrap intervals. Boxes are (z0, y0, x0, z1, y1, x1), half-open."""
 
-import girih_metrics
 import numpy as np
+
+import girih_metrics
 
 rng = np.random.default_rng(0)
 cases = []

@@ -57,7 +57,9 @@ def _transforms() -> tuple[Any, ...]:
             GaussianBlurTransform((0.5, 1.0), p_per_channel=0.5, synchronize_axes=True, benchmark=False), 0.2
         ),
         RandomTransform(MultiplicativeBrightnessTransform((0.75, 1.25), synchronize_channels=False), 0.15),
-        RandomTransform(ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False), 0.15),
+        RandomTransform(
+            ContrastTransform(BGContrast((0.75, 1.25)), preserve_range=True, synchronize_channels=False), 0.15
+        ),
         RandomTransform(GammaTransform(p_invert_image=1, **gamma), 0.1),
         RandomTransform(GammaTransform(p_invert_image=0, **gamma), 0.3),
     )

@@ -3,10 +3,22 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import girih_data3d
-import girih_data3d.torch
 from accelerate import Accelerator
 from torch import Tensor
+
+import girih_data3d
+import girih_data3d.torch
+
+
+def first_case(store: girih_data3d.Store) -> girih_data3d.Case:
+    """Return the first case, which stands for all: channels, spacing and modality are the same in one dataset.
+
+    Raises:
+        ValueError: the dataset has no case.
+    """
+    if not store.case_ids:
+        raise ValueError(f"{store.root} holds no prepared case")
+    return store[store.case_ids[0]]
 
 
 def make_batches(

@@ -1,7 +1,7 @@
 """Run checkpoints: written aside, synced, renamed; no pickle is ever loaded. Each rank keeps its own random state."""
 
 import os
-import pickle  # noqa: S403 - only for the exception that a refused load raises
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +40,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     torch.save(_random_state(), partial / f"rng_{accelerator.process_index}.pt")
-    weights = get_model_state_dict(model, options=FULL)
+    weights: dict[str, Any] = get_model_state_dict(model, options=FULL)
     train = {"optimizer": get_optimizer_state_dict(model, optimizer, options=FULL)}
     if accelerator.scaler is not None:
         train["scaler"] = accelerator.scaler.state_dict()
@@ -78,7 +78,8 @@ def load_checkpoint(
             f"{checkpoint}: written by {state['world']} processes, resumed by {accelerator.num_processes}; "
             "the batches depend on their number"
         )
-    set_model_state_dict(model, load_model(checkpoint), options=FULL)
+    weights: dict[str, Any] = dict(load_model(checkpoint))
+    set_model_state_dict(model, weights, options=FULL)
     train = _load(checkpoint / "train.pt")
     set_optimizer_state_dict(model, optimizer, train["optimizer"], options=FULL)
     if accelerator.scaler is not None and "scaler" in train:

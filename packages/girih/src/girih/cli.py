@@ -20,7 +20,7 @@ HINT = "girih COMMAND --help tells the options of one command. GIRIH_TRACEBACK=1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, or 2 for bad input (with one message on stderr), 130 when interrupted."""
+    """Run one command and return the exit code: 0; 2 for bad input, with a message on stderr; 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

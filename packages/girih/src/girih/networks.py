@@ -1,36 +1,45 @@
 """Puts networks together from a plan: the one place where backbones meet objectives and detectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import nn
 
 import girih_backbones
 import girih_ssl
-import torch
-from girih_detectors import RetinaUNet
-from torch import nn
-
 from girih.plans import Plan
+from girih_detectors import RetinaUNet
 
 
-def make_pyramid(plan: Plan, in_channels: int) -> girih_backbones.FeaturePyramid:
-    """Return the plan's encoder and neck.
+def make_encoder(plan: Plan, in_channels: int) -> girih_backbones.Encoder:
+    """Return the plan's encoder."""
+    return girih_backbones.make_encoder(_description(plan.encoder), in_channels)
+
+
+def make_pyramid(plan: Plan, in_channels: int, outputs: Sequence[int]) -> girih_backbones.FeaturePyramid:
+    """Return the plan's encoder and neck; the maps not in `outputs`, which nobody reads, are not computed.
 
     Raises:
         ValueError: the plan has no neck, or describes an encoder or neck that does not exist.
     """
     if plan.neck is None:
         raise ValueError("the plan has no neck; Retina U-Net needs one, for example UFPN")
-    encoder = girih_backbones.make_encoder(plan.encoder, in_channels)
-    return girih_backbones.FeaturePyramid(encoder, girih_backbones.make_neck(plan.neck, encoder))
+    encoder, neck = make_encoder(plan, in_channels), _description(plan.neck)
+    if neck["class"] == "UFPN":
+        neck["kwargs"]["outputs"] = list(outputs)
+    return girih_backbones.FeaturePyramid(encoder, girih_backbones.make_neck(neck, encoder))
 
 
-def make_detector(plan: Plan, *, in_channels: int, classes: tuple[str, ...], segmentation: bool, seed: int) -> RetinaUNet:
+def make_detector(
+    plan: Plan, *, in_channels: int, classes: tuple[str, ...], segmentation: bool, seed: int
+) -> RetinaUNet:
     """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return RetinaUNet(
-            make_pyramid(plan, in_channels),
+            make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels),
             classes=classes,
             anchors_zyx=torch.tensor(plan.anchors["sizes_zyx_voxels"], dtype=torch.float32),
             levels=plan.levels,
@@ -41,25 +50,30 @@ def make_detector(plan: Plan, *, in_channels: int, classes: tuple[str, ...], seg
 
 def make_objective(
     config: Any, plan: Plan, *, patch_zyx: tuple[int, int, int], in_channels: int, seed: int
-) -> girih_ssl.Objective:
-    """Return the objective on the plan's encoder, with a U-Net decoder as its neck, weights drawn from `seed`."""
+) -> nn.Module:
+    """Return the objective on the plan's encoder and a U-Net decoder, with weights drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = girih_backbones.make_encoder(plan.encoder, in_channels)
+        encoder = make_encoder(plan, in_channels)
         parts = girih_ssl.Parts(
             encoder=encoder,
             make_neck=lambda: girih_backbones.UNetDecoder(encoder.channels, encoder.strides),
             make_stem=lambda channels: girih_backbones.make_stem(encoder, channels),
             in_channels=in_channels,
             patch_zyx=patch_zyx,
-            datasets={},
         )
-        objective: girih_ssl.Objective = config.build(parts)
+        objective: nn.Module = config.build(parts)
         return objective
 
 
 def initialise(
-    detector: nn.Module, weights: Path, *, scope: str, stem: str, allow: tuple[str, ...], normalisation: Mapping[str, Any] | None
+    detector: nn.Module,
+    weights: Path,
+    *,
+    scope: Literal["encoder", "all"],
+    stem: str,
+    allow: tuple[str, ...],
+    normalisation: Mapping[str, Any] | None,
 ) -> tuple[girih_backbones.TransferReport, list[str]]:
     """Load pre-trained weights into a detector's pyramid; return the report and what the user should be warned of.
 
@@ -78,3 +92,7 @@ def initialise(
             "the encoder sees other values than it knows"
         )
     return report, warnings
+
+
+def _description(content: Mapping[str, Any]) -> girih_backbones.Description:
+    return {"class": content["class"], "kwargs": dict(content["kwargs"])}

@@ -1,4 +1,4 @@
-"""A plan says what network a dataset gets: encoder, neck, patch, detection levels, anchors. It is JSON, and hand-editable.
+"""A plan says what network a dataset gets: encoder, neck, patch, detection levels, anchors. It is JSON to edit by hand.
 
 The presets are the plans that hold for any dataset; one computed from a dataset replaces them by path.
 """
@@ -77,15 +77,15 @@ PRESETS: Mapping[str, Plan] = {
         encoder={
             "class": "ResidualEncoder",
             "kwargs": {
-                "channels": [12, 24, 48, 64],
-                "downsampling": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-                "blocks": [1, 1, 2, 2],
+                "channels": [16, 32, 64, 96],
+                "downsampling": [[2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+                "blocks": [1, 2, 2, 2],
             },
         },
-        neck={"class": "UFPN", "kwargs": {"out_channels": 32, "first_level": 1}},
+        neck={"class": "UFPN", "kwargs": {"out_channels": 32, "first_level": 0}},
         patch_zyx=(48, 48, 48),
         batch_size=2,
-        levels=(1, 2, 3),
+        levels=(0, 1, 2),
         anchors={"sizes_zyx_voxels": [list(size) for size in product((3, 5), repeat=3)], "mean_best_iou": None},
         spacing_zyx_mm=(2.0, 2.0, 2.0),
         notes=("A small network that trains on two CPU cores; for trying the program, not for results.",),
@@ -133,7 +133,7 @@ def plan_from_json(content: Any, where: str) -> Plan:
             where,
             name,
             content[name],
-            content[name] is None and name == "neck" or _is_description(content[name]),
+            (content[name] is None and name == "neck") or _is_description(content[name]),
             'an object with "class" and "kwargs"',
         )
     _check(

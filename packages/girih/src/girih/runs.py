@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, progress.png, checkpoints/. Everything needed to see, resume or repeat a run."""
+"""The run folder: config.json, metrics.jsonl, progress.png, checkpoints/; enough to see, resume or repeat a run."""
 
 import hashlib
 import json

@@ -5,11 +5,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
 
 import girih_data3d
-from girih_ssl.mae import MAEConfig
-from rich.console import Console
-
 from girih.commands.evaluate import evaluate, scores_table
 from girih.commands.finetune import Finetune
 from girih.commands.predict import Predict
@@ -21,18 +22,20 @@ from girih.plans import PRESETS
 from girih.report import Arm, write_report
 from girih.runs import versions, write_json
 from girih.samples import write_lidc_in_ct
+from girih_ssl.mae import MAEConfig
 
 PATCH = PRESETS["demo"].patch_zyx
 SPACING_MM = 2.0
+SMALL: dict[str, Any] = {"resume": True, "checkpoint_every": 60, "device": "cpu", "workers": 0}
 ARMS = {"from scratch": "scratch", "pre-trained (MAE)": "pretrained"}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Prepare real CTs, pre-train by MAE, fine-tune Retina U-Net with and without it, predict an unseen CT, score, report.
+    """The main job, small: prepare real CTs, pre-train, fine-tune with and without it, predict an unseen CT, score.
 
     The scans and the nodule shapes are real, the nodules' places are not ("LIDC-in-CT"). Minutes on two cores show that
-    the way works; they do not show that pre-training helps. `--plan resenc_l` in pretrain and finetune is the study's size.
+    the way works; they do not show that pre-training helps. With --plan resenc_l the same commands are the study's.
     """
 
     out: Path = Path("demo")
@@ -54,8 +57,15 @@ class Demo:
         samples = fetch_with_progress()
         console.print("[bold]1/5[/] LIDC-in-CT: real nodule shapes in three real CTs")
         raw = self.out / "raw"
-        with console.status("building") as status:
-            write_lidc_in_ct(samples, raw, seed=self.seed, spacing_mm=SPACING_MM, on_progress=lambda what, *_: status.update(str(what)))
+        with Progress(console=console) as progress:
+            bar = progress.add_task("building", total=None)
+            write_lidc_in_ct(
+                samples,
+                raw,
+                seed=self.seed,
+                spacing_mm=SPACING_MM,
+                on_progress=lambda _, done, total: progress.update(bar, completed=done, total=total),
+            )
         spec = girih_data3d.PrepareSpec(target_zyx_mm=(SPACING_MM,) * 3)
         for part in ("unlabelled", "train", "test"):
             prepare(raw / part, self.out / part, spec)
@@ -71,7 +81,7 @@ class Demo:
             batch_size=2,
             recipe=Recipe(steps=self.pretrain_steps, lr=1e-2, momentum=0.99, clip_norm=12.0),
             seed=self.seed,
-            **self._common,
+            **SMALL,
         ).run()
         console.print("[bold]3/5[/] fine-tuning, from scratch and from the pre-trained encoder")
         for name in ARMS.values():
@@ -82,7 +92,7 @@ class Demo:
                 plan="demo",
                 recipe=Recipe(steps=self.finetune_steps, lr=1e-2, warmup_steps=20),
                 seed=self.seed,
-                **self._common,
+                **SMALL,
             ).run()
         console.print("[bold]4/5[/] predicting the unseen CT, scoring")
         scores = {}
@@ -122,15 +132,11 @@ class Demo:
         Console().print(scores_table(scores))
         console.print(f"{minutes:.1f} minutes. Open {report} to see losses, curves and boxes.")
 
-    @property
-    def _common(self) -> dict[str, object]:
-        return {"resume": True, "checkpoint_every": 60, "device": "cpu", "workers": 0}
-
 
 NOTES = (
-    "Semi-synthetic: nodule shapes are real LIDC consensus annotations blended into real CTs at random places in the lungs. "
-    "Unlabelled decoys are blended in the same way.",
+    "Semi-synthetic: nodule shapes are real LIDC consensus annotations, blended into real CTs at random places in the "
+    "lungs. Unlabelled decoys are blended in the same way.",
     "One CT is tested, two are trained on: nothing here generalises to patients.",
     "One seed per arm. Differences between seeds of one arm are as large as differences between arms at this size.",
-    "The network and the number of steps are small; the same commands with the preset resenc_l are the study's configuration.",
+    "The network and the number of steps are small; the same commands with the preset resenc_l are the study's.",
 )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import girih_metrics
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import girih_metrics
 from girih.runs import write_json
 
 # Where the plotted curve and its band are read: every quarter of an octave around the seven operating points.
@@ -74,7 +74,9 @@ def evaluate(
     band = drawn["band_interval"]
     notes = [f"intervals: percentile bootstrap over {resample}"]
     if resample == "images" and patients < len(cases):
-        notes.append(f"the {len(cases)} images are of {patients} patient(s): the intervals understate the spread over patients")
+        notes.append(
+            f"the {len(cases)} images are of {patients} patient(s): the intervals understate the spread over patients"
+        )
     return {
         "schema": "girih-scores/1",
         "iou": iou,
@@ -87,7 +89,10 @@ def evaluate(
         "ap": _with_interval(drawn, "ap"),
         "froc": _with_interval(drawn, "froc"),
         "per_class": {
-            str(name): {"ap": _number(by_class["ap_class"].sel({"class": name})), "n_objects": int(by_class["n_objects"].sel({"class": name}))}
+            str(name): {
+                "ap": _number(by_class["ap_class"].sel({"class": name})),
+                "n_objects": int(by_class["n_objects"].sel({"class": name})),
+            }
             for name in matches.classes
         },
         "froc_curve": {

@@ -4,18 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import girih_data3d
 from accelerate import Accelerator
-from girih_detectors import parameter_groups
 from rich.console import Console
 from torch import nn
 
+import girih_data3d
 from girih.augment import make_augmentation
-from girih.batches import images_and_targets, make_batches
+from girih.batches import first_case, images_and_targets, make_batches
 from girih.loop import Recipe, make_accelerator, train
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
 from girih.runs import RunFolder, run_config, write_json
+from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
 
@@ -67,12 +67,15 @@ class Finetune:
             ValueError: the data, plan, weights and run do not fit; the message says which and why.
         """
         folder = RunFolder(self.out)
-        accelerator = make_accelerator(device=self.device, precision=self.precision, trackers=self.trackers, folder=folder)
+        accelerator = make_accelerator(
+            device=self.device, precision=self.precision, trackers=self.trackers, folder=folder
+        )
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
         if not store.classes:
             raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
+        in_channels = first_case(store).shape[0]
         detector = make_detector(
-            plan, in_channels=store.channels, classes=store.classes, segmentation=self.segmentation, seed=self.seed
+            plan, in_channels=in_channels, classes=store.classes, segmentation=self.segmentation, seed=self.seed
         )
         transfer = self._initialise(detector, accelerator, store) if self.weights else None
         augmentation = make_augmentation(self.augmentation)
@@ -85,7 +88,7 @@ class Finetune:
         )
         dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
         config = run_config(
-            self, plan=plan.to_json(), prepare=store.spec, in_channels=store.channels, classes=store.classes
+            self, plan=plan.to_json(), prepare=store.spec.to_json(), in_channels=in_channels, classes=store.classes
         )
         folder.start(config, resume=self.resume, main=accelerator.is_main_process)
         if transfer is not None and accelerator.is_main_process:
@@ -94,7 +97,13 @@ class Finetune:
             accelerator.init_trackers("girih", config=config["settings"])
         train(
             detector,
-            make_batches(dataset, batch_size=plan.batch_size, steps=self.recipe.steps, accelerator=accelerator, workers=self.workers),
+            make_batches(
+                dataset,
+                batch_size=plan.batch_size,
+                steps=self.recipe.steps,
+                accelerator=accelerator,
+                workers=self.workers,
+            ),
             lambda model, batch: model(*images_and_targets(batch)),
             self.recipe,
             parameter_groups(detector, self.recipe.weight_decay),
@@ -111,11 +120,16 @@ class Finetune:
 
     def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> object:
         report, warnings = initialise(
-            detector, Path(str(self.weights)), scope=self.scope, stem=self.stem, allow=self.allow, normalisation=store.normalisation
+            detector,
+            Path(str(self.weights)),
+            scope=self.scope,
+            stem=self.stem,
+            allow=self.allow,
+            normalisation=store.spec.record,
         )
         if accelerator.is_main_process:
             console = Console(stderr=True)
             console.print(f"{self.weights}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items() if n))
-            for warning in warnings:
+            for warning in (*report.differences, *warnings):
                 console.print(f"[bold yellow]warning:[/] {warning}")
         return report.to_json()

@@ -6,17 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import girih_data3d
 import torch
-from girih_detectors import RetinaUNet
-from girih_detectors.inference import detect_volume, restore
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import girih_data3d
 from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
 from girih.plans import Plan, plan_from_json
 from girih.runs import RunFolder, write_json
+from girih_data3d.prepare import Prepared
+from girih_detectors import RetinaUNet
+from girih_detectors.inference import detect_volume, restore
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Predict:
         detector.to(device).eval()
         done = {path.stem for path in self.out.glob("*.json")}
         if done and not self.resume:
-            raise ValueError(f"{self.out} already holds {len(done)} predictions; pass --resume to keep them, or another --out")
+            raise ValueError(
+                f"{self.out} already holds {len(done)} predictions; pass --resume to keep them, or another --out"
+            )
         cases = _cases(self.data, config)
         self.out.mkdir(parents=True, exist_ok=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -103,7 +106,7 @@ def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any]]:
     return detector, plan, config
 
 
-def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, dict[str, Any]]]]:
+def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, Prepared]]]:
     """Return for each case a function that gives (image, prepared), the scan prepared as the training data were."""
     spec = girih_data3d.PrepareSpec.from_json(config["prepare"])
     if (data / "cases").is_dir():
@@ -115,14 +118,14 @@ def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[A
     return {source.case_id: partial(_from_files, source, spec, config["in_channels"]) for source in sources}
 
 
-def _from_store(store: girih_data3d.Store, case_id: str) -> tuple[Any, dict[str, Any]]:
+def _from_store(store: girih_data3d.Store, case_id: str) -> tuple[Any, Prepared]:
     case = store[case_id]
     return case.lazy(), case.prepared
 
 
 def _from_files(
     source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec, in_channels: int
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, Prepared]:
     image, prepared = girih_data3d.prepare_scan(girih_data3d.read_source(source), spec)
     if image.shape[0] != in_channels:
         raise ValueError(f"{source.case_id} has {image.shape[0]} channels, the model takes {in_channels}")

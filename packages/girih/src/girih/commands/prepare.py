@@ -7,10 +7,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import girih_data3d
 from rich.console import Console
 from rich.progress import Progress
 
+import girih_data3d
 from girih.runs import write_json
 
 
@@ -53,7 +53,9 @@ class Prepare:
         prepare(self.data, self.out, spec, overwrite=self.overwrite, workers=self.workers)
 
 
-def prepare(data: Path, out: Path, spec: girih_data3d.PrepareSpec, *, overwrite: bool = False, workers: int = 0) -> None:
+def prepare(
+    data: Path, out: Path, spec: girih_data3d.PrepareSpec, *, overwrite: bool = False, workers: int = 0
+) -> None:
     """Prepare the dataset in `data` into `out`, with a truth file per labelled case in `out`/truth.
 
     Raises:
@@ -67,13 +69,15 @@ def prepare(data: Path, out: Path, spec: girih_data3d.PrepareSpec, *, overwrite:
         report = girih_data3d.prepare_many(
             dataset, out, spec, executor=pool, overwrite=overwrite, on_progress=lambda *_: progress.advance(bar)
         )
-    store = girih_data3d.Store.open(out) if report.done or report.skipped else None
-    truth = out / "truth"
-    for case_id in store.case_ids if store else ():
-        case = store[case_id]
-        if case.truth is not None:
+    store, truth = girih_data3d.Store.open(out), out / "truth"
+    for case_id in store.case_ids:
+        if (objects := store[case_id].truth) is not None:
             truth.mkdir(exist_ok=True)
-            write_json(truth / f"{case_id}.json", case.truth)
-    console.print(f"{out}: {len(report.done)} prepared, {len(report.skipped)} already there, {len(report.failed)} failed")
+            write_json(truth / f"{case_id}.json", objects)
+    console.print(
+        f"{out}: {len(report.done)} prepared, {len(report.skipped)} already there, {len(report.failed)} failed"
+    )
     if report.failed:
-        raise ValueError("\n  ".join(["some cases failed:", *(f"{case}: {why}" for case, why in report.failed.items())]))
+        raise ValueError(
+            "\n  ".join(["some cases failed:", *(f"{case}: {why}" for case, why in report.failed.items())])
+        )

@@ -1,5 +1,6 @@
 """`girih pretrain OBJECTIVE`: train an encoder without (or with) labels and write its weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -7,9 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 import girih_backbones
 import girih_data3d
 import girih_ssl
-from torch import nn
-
-from girih.batches import make_batches
+from girih.batches import first_case, make_batches
 from girih.loop import Recipe, make_accelerator, train
 from girih.networks import make_objective
 from girih.plans import load_plan
@@ -59,9 +58,12 @@ class Pretrain(Generic[Objective]):
             ValueError: the data, plan, objective and run do not fit; the message says which and why.
         """
         folder = RunFolder(self.out)
-        accelerator = make_accelerator(device=self.device, precision=self.precision, trackers=self.trackers, folder=folder)
+        accelerator = make_accelerator(
+            device=self.device, precision=self.precision, trackers=self.trackers, folder=folder
+        )
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
-        in_channels = store.channels
+        first = first_case(store)
+        in_channels = first.shape[0]
         objective = make_objective(
             self.objective, plan, patch_zyx=self.patch_zyx, in_channels=in_channels, seed=self.seed
         )
@@ -73,19 +75,19 @@ class Pretrain(Generic[Objective]):
             seed=self.seed,
         )
         dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch)
-        config = run_config(self, plan=plan.to_json(), prepare=store.spec, in_channels=in_channels)
+        config = run_config(self, plan=plan.to_json(), prepare=store.spec.to_json(), in_channels=in_channels)
         folder.start(config, resume=self.resume, main=accelerator.is_main_process)
         if self.trackers:
             accelerator.init_trackers("girih", config=config["settings"])
 
-        def export(model: nn.Module, steps: int) -> None:
+        def export(model: Any, steps: int) -> None:
             girih_backbones.save_weights(
                 folder.path / "encoder.safetensors",
                 encoder=model.encoder,
                 patch_zyx=self.patch_zyx,
-                spacing_zyx_mm=store.spacing_zyx_mm,
-                normalisation=store.normalisation,
-                modality=store.modality,
+                spacing_zyx_mm=first.spacing_zyx_mm,
+                normalisation=store.spec.record,
+                modality=first.modality,
                 objective=type(self.objective).__name__.removesuffix("Config"),
                 objective_config=plain(self.objective),
                 steps=steps,
@@ -94,7 +96,13 @@ class Pretrain(Generic[Objective]):
 
         train(
             objective,
-            make_batches(dataset, batch_size=self.batch_size, steps=self.recipe.steps, accelerator=accelerator, workers=self.workers),
+            make_batches(
+                dataset,
+                batch_size=self.batch_size,
+                steps=self.recipe.steps,
+                accelerator=accelerator,
+                workers=self.workers,
+            ),
             lambda model, batch: model(batch),
             self.recipe,
             objective.parameters(),
@@ -111,13 +119,13 @@ class Pretrain(Generic[Objective]):
 
 
 def choose_objective(arguments: list[str]) -> tuple[tuple[str, type[Any]], list[str]] | None:
-    """Return the objective named by the first argument, and the other arguments; print the list and return None for help.
+    """Return the objective named by the first argument and the other arguments; for help, print the list, return None.
 
     Raises:
         ValueError: no installed distribution offers an objective of that name.
     """
     known = girih_ssl.objectives()
-    listing = "\n".join(f"  {name:<16}{(config.__doc__ or '').strip().splitlines()[0]}" for name, config in known.items())
+    listing = "\n".join(f"  {name:<16}{_summary(known, name)}" for name in known)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             f"usage: girih pretrain OBJECTIVE --data DATASET --out RUN [OPTIONS]\n\nobjectives:\n{listing}\n\n"
@@ -128,3 +136,12 @@ def choose_objective(arguments: list[str]) -> tuple[tuple[str, type[Any]], list[
     if arguments[0] not in known:
         raise ValueError(f"unknown objective {arguments[0]!r}; installed:\n{listing}")
     return (arguments[0], known[arguments[0]]), arguments[1:]
+
+
+def _summary(known: Mapping[str, type[Any]], name: str) -> str:
+    """First line of an objective's docstring; a plug-in that cannot be imported is listed with its error."""
+    try:
+        lines = (known[name].__doc__ or "").strip().splitlines()
+    except girih_ssl.PluginError as error:
+        return f"(unusable: {error})"
+    return lines[0] if lines else ""
