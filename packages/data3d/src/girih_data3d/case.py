@@ -13,6 +13,7 @@ from girih_data3d.errors import CorruptCaseError
 from girih_data3d.layout import file_crc32c, json_crc32c
 from girih_data3d.nifti import write_nifti
 from girih_data3d.prepare import Prepared
+from girih_data3d.resampling import Number
 from girih_data3d.shard_reader import ShardReader
 
 Triplet = tuple[int, int, int]
@@ -74,7 +75,7 @@ class Case:
         return self._image.dtype
 
     def read_patch(
-        self, start: Triplet, size: Triplet, *, pad_value: float | None = None, raw: bool = False
+        self, start: Triplet, size: Triplet, *, pad_value: Number | None = None, raw: bool = False
     ) -> Shaped[np.ndarray, "c z y x"]:
         """Read a patch of all channels; it may lie partly or wholly outside the volume.
 
@@ -164,7 +165,7 @@ class LazyVolume:
         self.shape = case.shape
         self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, window: tuple[slice, slice, slice, slice]) -> Float32[np.ndarray, "c z y x"]:
+    def __getitem__(self, window: Any) -> Float32[np.ndarray, "c z y x"]:
         """Return the intensities of a window inside the volume; slices have no step.
 
         Raises:
@@ -204,7 +205,7 @@ def _checked_record(folder: Path) -> dict[str, Any]:
 
 
 def _read_padded(
-    reader: ShardReader, start: Triplet, size: Triplet, padding: float, dtype: Any = None
+    reader: ShardReader, start: Triplet, size: Triplet, padding: Number, dtype: Any = None
 ) -> Shaped[np.ndarray, "*shape"]:
     """Read a spatial window that may leave the array; `padding` stands outside."""
     if min(size) < 1:

@@ -76,7 +76,7 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
     if spec.dtype == "float32":
         return volume, 1.0
     if spec.dtype == "float16":
-        if highest > np.finfo(np.float16).max:
+        if highest > float(np.finfo(np.float16).max):
             raise ValueError(f"an intensity of {highest:g} does not fit into float16 (65504)")
         return volume.astype(np.float16), 1.0
     scale = spec.quant_step

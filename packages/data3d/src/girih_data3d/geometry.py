@@ -13,7 +13,7 @@ from jaxtyping import Float64, Shaped
 from scipy import ndimage
 
 from girih_data3d.affine import shift_affine
-from girih_data3d.resampling import Triple
+from girih_data3d.resampling import Number, Triple
 
 Triplet = tuple[int, int, int]
 
@@ -29,13 +29,13 @@ class Geometry:
         ValueError: a probability outside [0, 1], an angle or a scale out of range.
     """
 
-    rotation_deg: float = 30.0
+    rotation_deg: Number = 30.0
     """Largest angle about each of the three axes, in degrees; about the patch's centre, in millimetres."""
-    p_rotation: float = 0.2
-    scale: tuple[float, float] = (0.7, 1.4)
+    p_rotation: Number = 0.2
+    scale: tuple[Number, Number] = (0.7, 1.4)
     """Range of the extent that is looked at: above 1 objects get smaller. Half of the draws lie below 1."""
-    p_scale: float = 0.2
-    p_mirror: float = 0.5
+    p_scale: Number = 0.2
+    p_mirror: Number = 0.5
     """Of each axis."""
     order: Literal[1, 3] = 1
     """Interpolation of images: linear, or cubic spline; labels are always taken from the nearest voxel."""

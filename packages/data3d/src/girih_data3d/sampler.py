@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from girih_data3d.geometry import Geometry, Triplet, is_flip
+from girih_data3d.resampling import Number
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class PatchSampler:
         self,
         patch_zyx: Sequence[int],
         *,
-        object_fraction: float = 0.5,
+        object_fraction: Number = 0.5,
         geometry: Geometry | None = None,
         seed: int = 0,
-        min_visible: float = 0.0,
-        case_weights: Mapping[str, float] | None = None,
+        min_visible: Number = 0.0,
+        case_weights: Mapping[str, Number] | None = None,
     ) -> None:
         if len(patch_zyx) != 3 or min(patch_zyx) < 1:
             raise ValueError(f"patch_zyx is {patch_zyx}, wanted three positive numbers of voxels")
@@ -179,8 +180,7 @@ class PatchSampler:
 
 def _weighted(rng: np.random.Generator, weights: Float64[np.ndarray, " n"]) -> int:
     """Draw a row with probability proportional to its weight."""
-    total = np.cumsum(weights)
-    return int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+    return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from girih_data3d.layout import SCHEMA
 from girih_data3d.normalisation import Normalisation, PerChannel, Range, Scheme, check_normalisation
-from girih_data3d.resampling import Triple
+from girih_data3d.resampling import Number, Triple
 
 Dtype = Literal["int16", "float16", "float32"]
 
@@ -34,7 +34,7 @@ class PrepareSpec:
     """Per channel, for "ct" only."""
     dtype: Dtype = "int16"
     """Type on disk; int16 stores multiples of a step."""
-    quant_step: float = 1 / 512
+    quant_step: Number = 1 / 512
     """Smallest step of int16; doubled as often as a case's range needs, so that nothing is clipped."""
     crop: Literal["nonzero"] | None = "nonzero"
     """Cut away the border in which every channel is exactly zero; objects are never cut."""

@@ -1,0 +1,77 @@
+"""A small dataset of real files, prepared once: two labelled CT-like cases and an unlabelled one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import girih_data3d as d3
+
+OBLIQUE = np.array([[-0.79, 0.12, 0, 40], [0.12, 0.79, 0, -30], [0, 0, 2.0, 7], [0, 0, 0, 1]])
+"""x runs to the left and is turned by 8.6 degrees; 0.8 x 0.8 x 2 mm."""
+
+
+def make_source(folder: Path) -> Path:
+    """Write images, labels and dataset.json."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    cases: list[dict[str, Any]] = []
+    for number, shape in enumerate([(20, 60, 50), (16, 44, 70)]):
+        image = rng.normal(100, 20, shape).astype(np.float32)
+        labels = np.zeros(shape, np.uint8)
+        labels[3:6, 10:22, 10:20] = 7
+        labels[9:12, 30:36, 24:34] = 2
+        labels[12:14, 5:9, 30:40] = 4
+        image[labels > 0] += 200
+        d3.write_nifti(image, folder / f"{number}.nii.gz", affine=OBLIQUE)
+        d3.write_nifti(labels, folder / f"{number}_objects.nii.gz", affine=OBLIQUE)
+        d3.write_nifti((image > 120).astype(np.uint8), folder / f"{number}_tissue.nii.gz", affine=OBLIQUE)
+        cases.append(
+            {
+                "case_id": f"case{number}",
+                "patient_id": f"p{number}",
+                "images": [f"{number}.nii.gz"],
+                "instances": f"{number}_objects.nii.gz",
+                "instance_classes": {"7": 1, "2": 0, "4": 0},
+                "ignore": [2],
+                "semantic": f"{number}_tissue.nii.gz",
+            }
+        )
+    d3.write_nifti(rng.normal(0, 1, (30, 30, 30)).astype(np.float32), folder / "free.nii.gz", affine=np.eye(4))
+    cases.append({"case_id": "free", "images": ["free.nii.gz"]})
+    write_manifest(folder, cases)
+    return folder
+
+
+def write_manifest(folder: Path, cases: list[dict[str, Any]], **other: Any) -> None:
+    record = {"schema": 1, "name": "toy", "classes": ["small", "large"], "modality": "CT", "cases": cases, **other}
+    (folder / "dataset.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of raw files; read only."""
+    return make_source(tmp_path_factory.mktemp("raw") / "toy")
+
+
+@pytest.fixture(scope="session")
+def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> d3.Store:
+    """The prepared dataset; read only."""
+    root = tmp_path_factory.mktemp("prepared")
+    report = d3.prepare_many(d3.read_manifest(source), root, d3.PrepareSpec())
+    assert report == d3.Report(done=["case0", "case1", "free"])
+    return d3.Store.open(root)
+
+
+@pytest.fixture
+def own_source(tmp_path: Path) -> Path:
+    """A folder of raw files that the test may change."""
+    return make_source(tmp_path / "toy")
+
+
+@pytest.fixture
+def manifest_of() -> Callable[..., None]:
+    return write_manifest
