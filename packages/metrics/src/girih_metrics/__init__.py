@@ -1,27 +1,48 @@
 """Detection metrics for 3D medical imaging: AP, FROC, bootstrap intervals, rankings."""
 
 from girih_metrics.ap import average_precision
-from girih_metrics.bootstrap import bootstrap, percentile_interval, resample
+from girih_metrics.bootstrap import bootstrap, leave_one_out, resample
 from girih_metrics.boxes import pairwise_iou
+from girih_metrics.case_level import case_level, case_scores
 from girih_metrics.files import read_cases, read_classes
 from girih_metrics.froc import FPPI, froc, froc_curve
 from girih_metrics.interfaces import Case
+from girih_metrics.intervals import bca_interval, percentile_interval
 from girih_metrics.matches import Matches, merge
 from girih_metrics.matching import match
+from girih_metrics.nndetection import nndetection_compat
+from girih_metrics.operating import operating_point, score_at_fppi
+from girih_metrics.preset import Preset
+from girih_metrics.protocols import PRESETS, evaluate, preset
+from girih_metrics.stratify import by_size
+from girih_metrics.thresholds import iou_range
 
 __all__ = [
     "FPPI",
+    "PRESETS",
     "Case",
     "Matches",
+    "Preset",
     "average_precision",
+    "bca_interval",
     "bootstrap",
+    "by_size",
+    "case_level",
+    "case_scores",
+    "evaluate",
     "froc",
     "froc_curve",
+    "iou_range",
+    "leave_one_out",
     "match",
     "merge",
+    "nndetection_compat",
+    "operating_point",
     "pairwise_iou",
     "percentile_interval",
+    "preset",
     "read_cases",
     "read_classes",
     "resample",
+    "score_at_fppi",
 ]

@@ -10,23 +10,27 @@ from jaxtyping import Int64
 from girih_metrics.ap import average_precision
 from girih_metrics.froc import FPPI, Interpolation, Pooling, froc
 from girih_metrics.interfaces import Numbers
+from girih_metrics.intervals import bca_interval, percentile_interval
 from girih_metrics.matches import Matches
+
+Interval = Literal["percentile", "bca"]
 
 
 def bootstrap(
     matches: Matches,
     *,
     draws: int = 1000,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     group: bool = True,
     level: float | int = 0.95,
+    interval: Interval = "percentile",
     curve: Literal["101", "step"] = "101",
     fppi: Numbers = FPPI,
     interpolation: Interpolation = "linear",
     pooling: Pooling = "pooled",
     band_fppi: Numbers = (),
 ) -> xr.Dataset:
-    """Return AP and FROC of resampled sets of images, with percentile intervals.
+    """Return AP and FROC of resampled sets of images, with intervals.
 
     Each draw takes as many patients (or images) as there are, with replacement. Draws depend on `seed` and the set of
     group names alone: every method scored on the same cases sees the same draws. Nothing is matched again.
@@ -37,6 +41,7 @@ def bootstrap(
         seed: of the draws.
         group: resample the cases' groups (patients); False: single images.
         level: of the intervals.
+        interval: "percentile", or "bca" (bias-corrected and accelerated, by leaving out one group at a time).
         curve: of AP, see `average_precision`.
         fppi: where FROC is read and averaged, see `froc`.
         interpolation: see `froc`.
@@ -48,31 +53,36 @@ def bootstrap(
         the draws under that name (dimension draw), NAME_point, and NAME_interval with dimension bound (lower, upper).
 
     Raises:
-        ValueError: no case, fewer than one draw, a level outside (0, 1).
+        ValueError: no case, fewer than one draw, a level outside (0, 1), "bca" with a single group.
     """
-    weights = resample(matches.groups if group else matches.case_ids, draws=draws, seed=seed)
-    parts: dict[str, xr.DataArray] = {}
-    for name, scored in (("", np.ones((1, matches.n_images), dtype=np.int64)), ("draws", weights)):
-        ap = average_precision(matches, curve=curve, weights=scored)
-        at = froc(
-            matches,
-            fppi=[*fppi, *band_fppi],
-            interpolation=interpolation,
-            pooling=pooling,
-            weights=scored,
-        )["sensitivity"]
-        read = at.isel(fppi=slice(len(fppi)))
-        found = {"ap": ap["ap"], "froc": read.mean("fppi", skipna=False), "sensitivity": read}
+    units = matches.groups if group else matches.case_ids
+
+    def scores(weights: np.ndarray) -> dict[str, xr.DataArray]:
+        ap = average_precision(matches, curve=curve, weights=weights)["ap"]
+        both = froc(matches, fppi=[*fppi, *band_fppi], interpolation=interpolation, pooling=pooling, weights=weights)[
+            "sensitivity"
+        ]
+        read = both.isel(fppi=slice(len(fppi)))
+        found = {"ap": ap, "froc": read.mean("fppi", skipna=False), "sensitivity": read}
         if len(band_fppi):
-            found["band"] = at.isel(fppi=slice(len(fppi), None)).rename(fppi="band_fppi")
-        for key, value in found.items():
-            parts[key if name else f"{key}_point"] = value if name else value.squeeze("draw")
-    for key in [key for key in parts if not key.endswith("_point")]:
-        parts[f"{key}_interval"] = percentile_interval(parts[key], level=level)
+            found["band"] = both.isel(fppi=slice(len(fppi), None)).rename(fppi="band_fppi")
+        return found
+
+    point = {name: value.isel(draw=0) for name, value in scores(np.ones((1, matches.n_images))).items()}
+    drawn = scores(resample(units, draws=draws, seed=seed))
+    left_out = scores(leave_one_out(units)) if interval == "bca" else {}
+    parts: dict[str, xr.DataArray] = {}
+    for name, values in drawn.items():
+        parts[name], parts[f"{name}_point"] = values, point[name]
+        parts[f"{name}_interval"] = (
+            bca_interval(values, point[name], left_out[name].rename(draw="left_out"), level=level)
+            if interval == "bca"
+            else percentile_interval(values, level=level)
+        )
     attrs = {
         "draws": draws,
-        "seed": seed,
         "level": level,
+        "interval": interval,
         "resampled": "groups" if group else "images",
         "n_images": matches.n_images,
         "n_groups": len(set(matches.groups)),
@@ -81,7 +91,9 @@ def bootstrap(
     return xr.Dataset(parts, attrs=attrs | dict(matches.settings))
 
 
-def resample(groups: Sequence[str], *, draws: int = 1000, seed: int = 0) -> Int64[np.ndarray, "draws images"]:
+def resample(
+    groups: Sequence[str], *, draws: int = 1000, seed: int | Sequence[int] = 0
+) -> Int64[np.ndarray, "draws images"]:
     """Return how often each image counts in each draw of whole groups with replacement.
 
     Raises:
@@ -94,18 +106,14 @@ def resample(groups: Sequence[str], *, draws: int = 1000, seed: int = 0) -> Int6
     return times[:, member].astype(np.int64)
 
 
-def percentile_interval(values: xr.DataArray, *, level: float | int = 0.95) -> xr.DataArray:
-    """Return the interval that holds `level` of the draws, half of the rest on either side.
-
-    Draws that are NaN (no ground truth was drawn) are left out; NaN if none is left.
+def leave_one_out(groups: Sequence[str]) -> Int64[np.ndarray, "groups images"]:
+    """Return weights that leave out one group per row, in the order of their names.
 
     Raises:
-        ValueError: a level outside (0, 1).
+        ValueError: fewer than two groups.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; wanted a number between 0 and 1")
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    known = values.notnull().any("draw")
-    bounds = values.where(known, 0.0).quantile(tails, dim="draw", skipna=True)
-    bounds = bounds.rename(quantile="bound").assign_coords(bound=["lower", "upper"])
-    return bounds.where(known).transpose(..., "bound")
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} group; wanted at least two to leave one out")
+    kept: np.ndarray = member[None, :] != np.arange(len(names))[:, None]
+    return kept.astype(np.int64)

@@ -6,7 +6,8 @@ from jaxtyping import Float64
 
 def volume(boxes: Float64[np.ndarray, "n 6"]) -> Float64[np.ndarray, " n"]:
     """Return the volume of every box, in the cube of the boxes' unit."""
-    product: np.ndarray = np.prod(boxes[:, 3:] - boxes[:, :3], axis=1)
+    z, y, x = (boxes[:, 3:] - boxes[:, :3]).T
+    product: np.ndarray = z * y * x
     return product
 
 
@@ -22,9 +23,11 @@ def pairwise_iou(a: Float64[np.ndarray, "n 6"], b: Float64[np.ndarray, "m 6"]) -
     A box without volume overlaps nothing, itself included. Integer coordinates give the correctly rounded quotient,
     so that an IoU of exactly 3/10 equals the threshold 0.3.
     """
-    low = np.maximum(a[:, None, :3], b[None, :, :3])
-    high = np.minimum(a[:, None, 3:], b[None, :, 3:])
-    shared = np.prod(np.maximum(high - low, 0.0), axis=-1)
+    shared = np.ones((len(a), len(b)))
+    for axis in range(3):
+        low = np.maximum(a[:, None, axis], b[None, :, axis])
+        high = np.minimum(a[:, None, axis + 3], b[None, :, axis + 3])
+        shared *= np.maximum(high - low, 0.0)
     joint = volume(a)[:, None] + volume(b)[None, :] - shared
     iou: np.ndarray = np.divide(shared, joint, out=np.zeros_like(shared), where=shared > 0)
     return iou

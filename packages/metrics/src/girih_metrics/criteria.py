@@ -9,11 +9,14 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
+from scipy.ndimage import label
 
 from girih_metrics.boxes import pairwise_iou
 from girih_metrics.cases import Checked
 
-CriterionName = Literal["box_iou", "mask_iou", "center_distance", "point_in_mask", "point_in_box"]
+CriterionName = Literal["box_iou", "mask_iou", "component_iou", "center_distance", "point_in_mask", "point_in_box"]
+OVERLAPS = ("box_iou", "mask_iou", "component_iou")
+"""The criteria with a threshold on overlap."""
 Closeness = Callable[[Checked, Int64[np.ndarray, " n"], Int64[np.ndarray, " m"]], Float64[np.ndarray, "n m"]]
 
 MISS = -np.inf
@@ -35,6 +38,7 @@ def closeness(criterion: CriterionName, *, fixed_radius: bool) -> Closeness:
     table: dict[str, Closeness] = {
         "box_iou": _box_iou,
         "mask_iou": _mask_iou,
+        "component_iou": _component_iou,
         "point_in_mask": _point_in_mask,
         "point_in_box": _point_in_box,
     }
@@ -46,7 +50,7 @@ def closeness(criterion: CriterionName, *, fixed_radius: bool) -> Closeness:
 def cut(criterion: CriterionName, thresholds: Sequence[float]) -> Float64[np.ndarray, " t"]:
     """Return, for each threshold, the closeness from which a pair is a hit."""
     values = np.asarray(thresholds, dtype=np.float64)
-    if criterion in ("box_iou", "mask_iou"):
+    if criterion in OVERLAPS:
         return values
     if criterion == "center_distance":
         return -(values**2)
@@ -70,6 +74,37 @@ def _mask_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
                 joint = case.pred_masks[pred][1].sum() + case.gt_masks[gt][1].sum() - shared
                 value[i, j] = shared / joint
     return value
+
+
+def _component_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndarray:
+    """Voxels of a connected piece of the intersection, over those of the connected piece of the union around it."""
+    if case.pred_masks is None or case.gt_masks is None:
+        raise ValueError(f"case {case.case_id!r}: component_iou needs gt_masks and pred_masks")
+    value = np.full((len(preds), len(gts)), MISS)
+    if not value.size:
+        return value
+    found, real = [case.pred_masks[i] for i in preds], [case.gt_masks[j] for j in gts]
+    low = np.min([start for start, _ in found + real], axis=0)
+    high = np.max([start + mask.shape for start, mask in found + real], axis=0)
+    pred_map, gt_map = _painted(found, low, high - low), _painted(real, low, high - low)
+    touching = np.ones((3, 3, 3), dtype=bool)
+    pieces, _ = label((pred_map > 0) & (gt_map > 0), structure=touching)
+    union, _ = label((pred_map > 0) | (gt_map > 0), structure=touching)
+    union_size = np.bincount(union.ravel())
+    for piece, first, size in zip(*np.unique(pieces, return_index=True, return_counts=True), strict=True):
+        if piece:
+            pair = pred_map.flat[first] - 1, gt_map.flat[first] - 1
+            value[pair] = max(value[pair], size / union_size[union.flat[first]])
+    return value
+
+
+def _painted(masks: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Return a map with k + 1 where mask k is; the first mask wins where several overlap."""
+    painted = np.zeros(shape, dtype=np.int64)
+    for k, (start, mask) in reversed(list(enumerate(masks))):
+        window = painted[tuple(slice(a, a + n) for a, n in zip(start - low, mask.shape, strict=True))]
+        window[mask] = k + 1
+    return painted
 
 
 def _shared_voxels(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> int:

@@ -72,6 +72,15 @@ class Matches:
             raise ValueError(f"threshold is {threshold}; wanted one of those matched at: {self.thresholds.tolist()}")
         return int(found[0])
 
+    def at(self, threshold: float | int) -> "Matches":
+        """Return the matches at one threshold only.
+
+        Raises:
+            ValueError: it was not matched at.
+        """
+        t = slice(self.threshold_index(threshold), self.threshold_index(threshold) + 1)
+        return replace(self, thresholds=self.thresholds[t], judged=self.judged[t], found_by=self.found_by[t])
+
     def outcome(
         self, case_id: str, *, threshold: float | int | None = None, min_score: float | int = -np.inf
     ) -> dict[str, Int64[np.ndarray, " k"]]:

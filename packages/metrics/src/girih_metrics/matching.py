@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from girih_metrics.assignment import Assigner, AssignmentName, assigner
 from girih_metrics.boxes import volume
 from girih_metrics.cases import Checked, check_cases
-from girih_metrics.criteria import MISS, Closeness, CriterionName, closeness, cut
+from girih_metrics.criteria import MISS, OVERLAPS, Closeness, CriterionName, closeness, cut
 from girih_metrics.interfaces import Case, Numbers
 from girih_metrics.matches import Matches
 
@@ -26,16 +26,17 @@ def match(
     boundary: Literal["inclusive", "exclusive"] = "inclusive",
     ignored: Literal["absorb", "once"] = "absorb",
     max_detections: int | None = 100,
+    order: Literal["content", "given"] = "content",
 ) -> Matches:
     """Pair the predictions of every case with its objects, class by class.
 
-    The result does not depend on the order of cases, predictions or objects: equal scores are taken in the order of
-    their best closeness, then by content; equally close objects by content.
+    The result does not depend on the order of cases, predictions or objects.
 
     Args:
         cases: see `Case`; any order, unique ids. Cases without objects or without predictions count as images.
         classes: names; label i is `classes[i]`.
-        criterion: "box_iou" | "mask_iou" (overlap `iou`), "center_distance" (prediction point to object centre),
+        criterion: "box_iou" | "mask_iou" (overlap `iou`), "component_iou" (the same by connected pieces of
+            intersection and union, as RibFrac), "center_distance" (prediction point to object centre),
             "point_in_mask" | "point_in_box" (prediction point inside the object, no threshold).
         iou: overlap(s) from which a pair is a hit, in (0, 1].
         distance: largest centre distance(s) of a hit in the boxes' unit; None: the object's own radius,
@@ -47,6 +48,9 @@ def match(
         ignored: whether an ignored object absorbs all predictions that hit it, or only one. Predictions are offered
             to counted objects first; absorbed ones count neither as true nor as false positives.
         max_detections: predictions kept per case and class, best scores first; None: all.
+        order: what decides between equals. "content": of equal scores the closer prediction comes first; equally
+            close objects go by coordinates. "given": the order of the arrays, and the last of equally close objects,
+            as nnDetection and COCO do.
 
     Raises:
         ValueError: bad cases (see `check_cases`), thresholds or switches.
@@ -59,6 +63,7 @@ def match(
         ("duplicates", duplicates, ("false_positive", "ignored")),
         ("boundary", boundary, ("inclusive", "exclusive")),
         ("ignored", ignored, ("absorb", "once")),
+        ("order", order, ("content", "given")),
     ):
         if value not in wanted:
             raise ValueError(f"{name} is {value!r}; wanted one of {wanted}")
@@ -72,6 +77,7 @@ def match(
         duplicates == "false_positive",
         ignored == "absorb",
         max_detections,
+        order == "content",
     )
     checked = check_cases(cases, len(names))
     collected = _Collected(len(thresholds))
@@ -86,6 +92,7 @@ def match(
         "boundary": boundary,
         "ignored": ignored,
         "max_detections": str(max_detections),
+        "order": order,
     }
     return collected.matches(names, thresholds, checked, tuple(settings.items()))
 
@@ -100,10 +107,11 @@ class _Rules:
         duplicates_count: bool,
         absorb: bool,
         max_detections: int | None,
+        by_content: bool,
     ) -> None:
         self.measure, self.cuts, self.assign = measure, cuts[:, None, None], assign
         self.inclusive, self.duplicates_count = inclusive, duplicates_count
-        self.absorb, self.max_detections = absorb, max_detections
+        self.absorb, self.max_detections, self.by_content = absorb, max_detections, by_content
 
     def pair(
         self, value: Float64[np.ndarray, "n m"], counted: Bool[np.ndarray, " m"]
@@ -147,12 +155,14 @@ class _Collected:
         preds, gts = np.flatnonzero(case.pred_labels == label), np.flatnonzero(case.gt_labels == label)
         if rules.max_detections is not None and len(preds) > rules.max_detections:
             # Among equal scores at the cut, the coordinates decide: not the order in the file, not the ground truth.
-            order = np.lexsort((*case.pred_boxes[preds].T[::-1], -case.pred_scores[preds]))
-            preds = preds[order[: rules.max_detections]]
+            corners = case.pred_boxes[preds].T[::-1] if rules.by_content else preds[None]
+            order = np.lexsort((*corners, -case.pred_scores[preds]))
+            preds = np.sort(preds[order[: rules.max_detections]])
         if len(gts) > 1:
-            gts = gts[np.lexsort((*case.gt_boxes[gts].T[::-1], case.gt_ignore[gts]))]
+            corners = case.gt_boxes[gts].T[::-1] if rules.by_content else -gts[None]
+            gts = gts[np.lexsort((*corners, case.gt_ignore[gts]))]
         value = rules.measure(case, preds, gts)
-        order = _order(case.pred_scores[preds], value)
+        order = _order(case.pred_scores[preds], value if rules.by_content else value[:, :0])
         preds, value = preds[order], value[order]
         found_by, judged = rules.pair(value, ~case.gt_ignore[gts])
         self.judged.append(judged)
@@ -211,7 +221,7 @@ def _order(scores: np.ndarray, value: np.ndarray) -> np.ndarray:
 def _thresholds(
     criterion: CriterionName, iou: float | int | Numbers, distance: float | int | Numbers | None
 ) -> list[float]:
-    if criterion in ("box_iou", "mask_iou"):
+    if criterion in OVERLAPS:
         values = [float(x) for x in np.atleast_1d(np.asarray(iou, dtype=np.float64))]
         if not values or len(set(values)) < len(values) or not all(0 < x <= 1 for x in values):
             raise ValueError(f"iou is {iou}; wanted distinct thresholds in (0, 1]")
