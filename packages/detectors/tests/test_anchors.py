@@ -3,6 +3,7 @@
 from itertools import product
 
 import torch
+
 from girih_detectors import CENTRE_OFFSET, anchor_grid
 
 

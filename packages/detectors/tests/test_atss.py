@@ -3,9 +3,10 @@
 from itertools import product
 
 import torch
-from girih_detectors import AnchorMatch, anchor_grid, iou, match_atss, pairwise_iou
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors import AnchorMatch, anchor_grid, iou, match_atss, pairwise_iou
 
 
 def full_matrix(boxes, grid, k) -> dict[int, int]:
@@ -19,7 +20,7 @@ def full_matrix(boxes, grid, k) -> dict[int, int]:
         chosen, start = [], 0
         for length in grid.level_lengths:
             k_here = min(k * grid.per_cell, length)
-            chosen += sorted(range(start, start + length), key=lambda i: (distance[row, i].item(), i))[:k_here]  # noqa: B023
+            chosen += sorted(range(start, start + length), key=lambda i: (distance[row, i].item(), i))[:k_here]
             start += length
         candidates.append(chosen)
     owner: dict[int, int] = {}
@@ -27,20 +28,18 @@ def full_matrix(boxes, grid, k) -> dict[int, int]:
         values = overlap[row, chosen]
         threshold = values.mean() + (values.std() if len(chosen) > 1 else 0)
         for i in chosen:
-            if overlap[row, i] >= threshold and overlap[row, i] > 0:
-                if i not in owner or overlap[row, i] > overlap[owner[i], i]:
-                    owner[i] = row
+            claims = overlap[row, i] >= threshold and overlap[row, i] > 0
+            if claims and (i not in owner or overlap[row, i] > overlap[owner[i], i]):
+                owner[i] = row
     for row, chosen in enumerate(candidates):
         if row in owner.values():
             continue
         free = [i for i in chosen if i not in owner]
         sides, anchor_sides = boxes[row, 3:] - boxes[row, :3], anchors[:, 3:] - anchors[:, :3]
         flat = torch.zeros(3, dtype=torch.float64)
-        shape = {
-            i: iou(torch.cat([flat, sides.double()]), torch.cat([flat, anchor_sides[i]])).item() for i in free
-        }
+        shape = {i: iou(torch.cat([flat, sides.double()]), torch.cat([flat, anchor_sides[i]])).item() for i in free}
         if free:
-            owner[min(free, key=lambda i: (-overlap[row, i].item(), distance[row, i].item(), -shape[i], i))] = row  # noqa: B023
+            owner[min(free, key=lambda i: (-overlap[row, i].item(), distance[row, i].item(), -shape[i], i))] = row
     return owner
 
 
@@ -69,11 +68,12 @@ one_box = st.tuples(half, half, half, *[st.integers(1, 20).map(lambda v: v / 2)]
     st.lists(one_box, max_size=6),
     st.sampled_from([((2, 2, 2), (4, 4, 4)), ((1, 2, 2), (2, 4, 4), (4, 8, 8)), ((4, 4, 4), (8, 8, 8), (16, 16, 16))]),
     st.sampled_from([1, 4, 9]),
+    st.sampled_from([[[3.0, 4, 5], [6, 6, 6]], [[2.0, 1, 1], [1, 1, 1]]]),  # the small ones often touch nothing
 )
-def test_equals_the_full_matrix(rows, strides, k) -> None:
+def test_equals_the_full_matrix(rows, strides, k, sizes) -> None:
     low = torch.tensor([row[:3] for row in rows]).reshape(-1, 3)
     boxes = torch.cat([low, low + torch.tensor([row[3:] for row in rows]).reshape(-1, 3)], dim=1)
-    grid = anchor_grid((16, 16, 16), strides, torch.tensor([[3.0, 4, 5], [6, 6, 6]]))
+    grid = anchor_grid((16, 16, 16), strides, torch.tensor(sizes))
     assert as_dict(match_atss(boxes, grid, cells_per_level=k)) == full_matrix(boxes, grid, k)
 
 
@@ -83,6 +83,12 @@ def test_a_tiny_object_gets_its_one_nearest_anchor() -> None:
     match = match_atss(torch.tensor([[3.0, 3, 3, 4, 4, 4]]), grid)
     assert match.objects.tolist() == [0]
     assert grid.boxes(match.anchors).tolist() == [[-0.5, -0.5, -0.5, 1.5, 1.5, 1.5]]
+
+
+def test_among_anchors_of_one_cell_a_tiny_object_gets_the_best_shape() -> None:
+    grid = anchor_grid((32, 32, 32), ((8, 8, 8),), torch.tensor([[2.0, 2, 2], [1, 1, 2], [1, 3, 1]]))
+    match = match_atss(torch.tensor([[3.0, 3, 3, 4, 4, 5]]), grid)
+    assert grid.boxes(match.anchors).tolist() == [[0, 0, -0.5, 1, 1, 1.5]]
 
 
 def test_identical_objects_both_get_anchors() -> None:

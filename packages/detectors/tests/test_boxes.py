@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from girih_detectors import clip, giou, iou, pairwise_giou, pairwise_iou, volume
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors import clip, giou, iou, pairwise_giou, pairwise_iou, volume
 
 corner = st.integers(0, 12)
 side = st.integers(0, 8)

@@ -3,9 +3,10 @@
 import math
 
 import torch
-from girih_detectors import decode, encode
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors import decode, encode
 
 coordinate = st.floats(-100, 100, width=32)
 side = st.floats(0.125, 7, width=32)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+
 from girih_detectors import RetinaUNet
 from girih_detectors import testing as kit
 from girih_detectors.testing import CHECKS, check_detector
@@ -27,7 +28,11 @@ class Unsorted(RetinaUNet):
 class BfloatLoss(RetinaUNet):
     def forward(self, images, targets):
         losses = super().forward(images, targets)
-        return losses | {"loss": losses["loss"].to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else losses["loss"]}
+        return losses | {
+            "loss": losses["loss"].to(torch.get_autocast_dtype("cpu"))
+            if torch.is_autocast_enabled("cpu")
+            else losses["loss"]
+        }
 
 
 class NotANumber(RetinaUNet):

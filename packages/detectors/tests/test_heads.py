@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from girih_detectors import BoxHead, ClassHead, SegmentationHead
 from torch import nn
+
+from girih_detectors import BoxHead, ClassHead, SegmentationHead
 
 
 def parameters(module: nn.Module) -> int:

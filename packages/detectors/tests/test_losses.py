@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from girih_detectors import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
 
 
 @given(st.floats(-30, 30), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.25, 0.75]))

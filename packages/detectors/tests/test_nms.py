@@ -4,9 +4,10 @@ import time
 
 import pytest
 import torch
-from girih_detectors import class_nms, pairwise_iou
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors import class_nms, pairwise_iou
 
 
 def textbook(boxes, scores, labels, threshold) -> list[int]:

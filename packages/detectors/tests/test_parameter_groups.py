@@ -1,7 +1,8 @@
 """Weight decay spares the norms."""
 
-from girih_detectors import parameter_groups
 from torch import nn
+
+from girih_detectors import parameter_groups
 
 
 def test_norms_do_not_decay_and_frozen_parameters_stay_out() -> None:

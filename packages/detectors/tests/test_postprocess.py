@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from girih_detectors import PostProcessing, anchor_grid, select_detections
 
 

@@ -5,13 +5,18 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+
 from girih_detectors import restore
 
 
 def detections(boxes):
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 6)
     n = len(boxes)
-    return {"boxes": boxes, "scores": np.linspace(0.9, 0.1, n).astype(np.float32), "labels": np.zeros(n, dtype=np.int64)}
+    return {
+        "boxes": boxes,
+        "scores": np.linspace(0.9, 0.1, n).astype(np.float32),
+        "labels": np.zeros(n, dtype=np.int64),
+    }
 
 
 def prepared(source_shape, source_affine, affine):
@@ -84,9 +89,9 @@ def test_no_detections() -> None:
 
 def test_bad_input_names_the_case() -> None:
     good = prepared((2, 2, 2), np.eye(4), np.eye(4))
-    with pytest.raises(ValueError, match="case c1, row 1: .*nan"):
+    with pytest.raises(ValueError, match=r"case c1, row 1: .*nan"):
         restore(detections([[0, 0, 0, 1, 1, 1], [0, 0, np.nan, 1, 1, 1]]), good, case_id="c1", classes=("a",))
-    with pytest.raises(ValueError, match="case c1, row 0: .*label 0; wanted"):
+    with pytest.raises(ValueError, match=r"case c1, row 0: .*label 0; wanted"):
         restore(detections([[0, 0, 0, 1, 1, 1]]), good, case_id="c1", classes=())
     with pytest.raises(ValueError, match="case c1: `affine` is not an invertible"):
         restore(detections([]), prepared((2, 2, 2), np.eye(4), np.diag([1, 0, 1, 1])), case_id="c1", classes=("a",))

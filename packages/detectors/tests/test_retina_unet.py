@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from girih_detectors import FocalL1, RetinaUNet, encode, match_atss, pairwise_iou
 from girih_detectors.testing import TinyPyramid, toy_batch
-from torch import nn
 
 ANCHORS = [[4, 4, 4], [6, 6, 6], [8, 4, 4]]
 
@@ -30,10 +31,12 @@ def test_loss_equals_its_definition_in_float64() -> None:
         p = logits[row].sigmoid()
         every = torch.where(wanted > 0, -0.75 * (1 - p) * p.log(), -0.25 * p * (1 - p).log()).mean(-1)
         centre = (grid.all_boxes()[:, :3] + grid.all_boxes()[:, 3:]) / 2
-        counted = centre[:, 2] < 22  # toy_batch: the last two voxels along x are invalid
+        counted = centre[:, 2] < 22 - row  # toy_batch: the last 2 + row voxels along x are invalid
         counted[match.anchors] = True
         focal += every[counted].sum()
-        difference = (deltas[row, match.anchors] - encode(target["boxes"][match.objects], grid.boxes(match.anchors))).abs()
+        difference = (
+            deltas[row, match.anchors] - encode(target["boxes"][match.objects], grid.boxes(match.anchors))
+        ).abs()
         l1 += torch.where(difference < 1, difference**2 / 2, difference - 0.5).sum()
     valid = torch.stack([target["valid"] for target in targets])
     truth = torch.stack([target["instances"] > 0 for target in targets])[valid].double()
@@ -54,13 +57,26 @@ def test_background_in_invalid_voxels_teaches_nothing() -> None:
     detector = build()
     images, targets = toy_batch((1,))
     before = detector(images, targets)
-    last_cell = (detector.anchors((24, 24, 24)).boxes(torch.arange(12 * 12 * 12 * 3)).reshape(-1, 2, 3).mean(1)[:, 2] > 22)
+    last_cell = (
+        detector.anchors((24, 24, 24)).boxes(torch.arange(12 * 12 * 12 * 3)).reshape(-1, 2, 3).mean(1)[:, 2] > 22
+    )
     hooked = detector.class_head.register_forward_hook(
         lambda module, inputs, output: output.clone().index_fill(1, last_cell.nonzero()[:, 0], 20.0)
     )
     after = detector(images, targets)
     hooked.remove()
     torch.testing.assert_close(before["classification"], after["classification"])
+
+
+def test_anchors_of_an_object_count_in_invalid_voxels() -> None:
+    detector = build(segmentation=False)
+    images, targets = toy_batch((1,))
+    everywhere = detector(images, targets)
+    targets[0]["valid"] = torch.zeros(24, 24, 24, dtype=torch.bool)
+    nowhere = detector(images, targets)
+    torch.testing.assert_close(nowhere["regression"], everywhere["regression"])
+    # 0.3 x 0.75 x (1 - p) x -log(p) of the right class alone, p about 0.01 at the start; mean over two classes
+    assert 0.5 * 0.3 * 0.75 * 4 < nowhere["classification"].item() < 0.5 * 0.3 * 0.75 * 5
 
 
 def test_weights_scale_their_parts() -> None:
@@ -79,7 +95,7 @@ def test_boxes_alone_are_enough_without_the_segmentation_head() -> None:
         del target["instances"], target["valid"]
     losses = build(segmentation=False)(images, targets)
     assert set(losses) == {"loss", "classification", "regression"}
-    with pytest.raises(ValueError, match="target 0 has no `instances`.*segmentation=False"):
+    with pytest.raises(ValueError, match=r"target 0 has no `instances`.*segmentation=False"):
         build()(images, targets)
 
 
@@ -193,7 +209,11 @@ def test_bad_batches_are_refused(name, message) -> None:
 
 def test_a_coarse_finest_map_is_segmented_on_the_input_grid() -> None:
     detector = RetinaUNet(
-        TinyPyramid(strides=((1, 2, 2), (2, 4, 4))), classes=("a", "b"), anchors_zyx=ANCHORS, levels=(0, 1), head_channels=16
+        TinyPyramid(strides=((1, 2, 2), (2, 4, 4))),
+        classes=("a", "b"),
+        anchors_zyx=ANCHORS,
+        levels=(0, 1),
+        head_channels=16,
     )
     assert isinstance(detector.pyramid, nn.Module)
     images, targets = toy_batch((2,))

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from girih_detectors.inference import centre_weight, read_tile, tile_grid, tile_starts
 from hypothesis import given
 from hypothesis import strategies as st
+
+from girih_detectors.inference import centre_weight, read_tile, tile_grid, tile_starts
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch import nn
+
 from girih_detectors import RetinaUNet, detect_volume
 from girih_detectors.inference import unmirror
 from girih_detectors.testing import TinyPyramid, toy_batch
-from scipy import ndimage
-from torch import nn
 
 
 class BrightBoxes(nn.Module):
@@ -102,7 +103,9 @@ def test_a_volume_of_one_tile_is_what_detect_finds() -> None:
     np.testing.assert_allclose(whole["boxes"][0], best["boxes"][0].numpy())
 
 
-@pytest.mark.parametrize("axes", [axes for n in range(4) for axes in product(range(3), repeat=n) if len(set(axes)) == n])
+@pytest.mark.parametrize(
+    "axes", [axes for n in range(4) for axes in product(range(3), repeat=n) if len(set(axes)) == n]
+)
 def test_unmirror_undoes_a_flip(axes) -> None:
     patch = (8, 10, 12)
     image = torch.from_numpy(planted(patch, [(1, 2, 3, 3, 6, 5)], [0.5]))[None]

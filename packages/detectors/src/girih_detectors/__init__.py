@@ -6,7 +6,7 @@ from .boxes import clip, giou, iou, pairwise_giou, pairwise_iou, volume
 from .coder import decode, encode
 from .heads import BoxHead, ClassHead, SegmentationHead
 from .inference import Merging, detect_volume, restore
-from .interfaces import Detections, Detector, Pyramid, Target, Volume
+from .interfaces import Detections, Detector, Mask, Pyramid, Target, Volume
 from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
 from .nms import class_nms
 from .parameter_groups import parameter_groups
@@ -22,6 +22,7 @@ __all__ = [
     "Detections",
     "Detector",
     "FocalL1",
+    "Mask",
     "Merging",
     "PostProcessing",
     "Pyramid",

@@ -64,13 +64,14 @@ def toy_batch(
 ) -> tuple[Tensor, list[Target]]:
     """Return images of faint noise with this many cuboids each (at most 4), and their targets.
 
-    Class 0 has intensity 1, class 1 has 2; cuboids have sides of 1/4 of the axis and do not touch.
+    Class 0 has intensity 1, class 1 has 2; cuboids have sides of 1/4 of the axis and do not touch. A margin at the end
+    of x is not valid.
     """
     noise = torch.Generator().manual_seed(0)
     images = 0.1 * torch.randn((len(objects), channels, *shape), generator=noise)
     places = [(0.125, 0.125, 0.125), (0.5, 0.5625, 0.125), (0.125, 0.625, 0.5), (0.625, 0.125, 0.5625)]
     targets: list[Target] = []
-    for image, count in zip(images, objects, strict=True):
+    for place, (image, count) in enumerate(zip(images, objects, strict=True)):
         instances = torch.zeros(shape, dtype=torch.int32)
         boxes = torch.zeros(count, 6)
         for row in range(count):
@@ -81,7 +82,7 @@ def toy_batch(
             image[(slice(None), *where)] += 1 + row % 2
             boxes[row] = torch.tensor([*low, *high])
         valid = torch.ones(shape, dtype=torch.bool)
-        valid[:, :, -2:] = False
+        valid[:, :, -2 - place :] = False  # another number of voxels in each image
         targets.append({"boxes": boxes, "labels": torch.arange(count) % 2, "instances": instances, "valid": valid})
     return images, targets
 

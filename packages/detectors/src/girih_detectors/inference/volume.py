@@ -60,7 +60,7 @@ def detect_volume(
         image: (c, z, y, x) with `shape`, and `[4 in-bounds slices]` giving float32 arrays.
         patch_zyx: tile in voxels; smaller volumes are padded with 0 on both sides.
         overlap: share of the tile that neighbours have in common, at least.
-        mirror: average out the orientation: detect in all eight mirrorings and merge.
+        mirror: detect in all eight mirrorings of every tile and merge.
         batch_size: tiles at once.
         device: the detector is moved there; None leaves it where it is.
         valid: bool (z, y, x), sliceable; tiles without a True voxel are skipped.
