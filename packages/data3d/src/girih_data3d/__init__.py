@@ -1,6 +1,13 @@
 """Medical volumes in zarr: read, prepare, and load training patches fast and safely."""
 
-from girih_data3d.affine import boxes_to_ras, move_boxes, voxel_to_world, world_to_voxel
+from girih_data3d.affine import (
+    boxes_to_ras,
+    move_boxes,
+    rescale_affine,
+    shift_affine,
+    voxel_to_world,
+    world_to_voxel,
+)
 from girih_data3d.case import Case
 from girih_data3d.conversion import Report, prepare_case, prepare_many
 from girih_data3d.dataset import PatchDataset
@@ -10,10 +17,11 @@ from girih_data3d.instances import resample_instances
 from girih_data3d.manifest import CaseSource, Dataset, read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
-from girih_data3d.prepare import prepare_scan
+from girih_data3d.prepare import Prepared, prepare_scan
 from girih_data3d.resampling import resample
 from girih_data3d.sampler import PatchSampler
 from girih_data3d.scan import read_labels, read_scan
+from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
 from girih_data3d.store import Store
 
@@ -27,6 +35,7 @@ __all__ = [
     "PatchDataset",
     "PatchSampler",
     "PrepareSpec",
+    "Prepared",
     "Report",
     "ScanError",
     "StaleCaseError",
@@ -40,8 +49,11 @@ __all__ = [
     "read_labels",
     "read_manifest",
     "read_scan",
+    "read_source",
     "resample",
     "resample_instances",
+    "rescale_affine",
+    "shift_affine",
     "voxel_to_world",
     "world_to_voxel",
     "write_nifti",

@@ -17,9 +17,10 @@ from girih_data3d.errors import ScanError, StaleCaseError
 from girih_data3d.instances import boxes_of
 from girih_data3d.layout import SCHEMA, case_folder, read_dataset_record
 from girih_data3d.manifest import CaseSource, Dataset
-from girih_data3d.prepare import choose_grid, join_channels, labels_on_grid, prepare_on_grid
+from girih_data3d.prepare import choose_grid, labels_on_grid, prepare_on_grid
 from girih_data3d.provenance import origin_of, recorded_origin
-from girih_data3d.scan import read_labels, read_scan
+from girih_data3d.scan import read_labels
+from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
 
 Outcome = Literal["done", "skipped", "failed"]
@@ -113,8 +114,7 @@ def prepare_case(
         if not overwrite:
             what = "another spec" if found[0] != spec.sha256 else "other source files or annotations"
             raise StaleCaseError(f"{target}: prepared from {what}; pass overwrite=True to replace it")
-    scans = [read_scan(p, case_id=source.case_id, modality=source.modality) for p in source.images]
-    scan = join_channels(scans, [str(p) for p in source.images])
+    scan = read_source(source)
     objects, instances = read_objects(source, scan, classes)
     grid = choose_grid(scan, spec, instances)
     semantic = None if source.semantic is None else read_labels(source.semantic, like=scan).values

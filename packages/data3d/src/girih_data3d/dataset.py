@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float64, Int32
+from scipy import ndimage
 
 from girih_data3d.case import Case
 from girih_data3d.geometry import patch_affine
-from girih_data3d.instances import boxes_of
 from girih_data3d.patch import cut_image, cut_inside, cut_labels, plain_start
 from girih_data3d.sampler import CaseTable, PatchSampler
 from girih_data3d.store import Store
@@ -124,22 +124,29 @@ class PatchDataset:
 
 
 def _visible_objects(
-    found: Int32[np.ndarray, "z y x"], valid: Bool[np.ndarray, "z y x"], case: Case, needed: np.ndarray
+    found: Int32[np.ndarray, "z y x"],
+    valid: Bool[np.ndarray, "z y x"],
+    case: Case,
+    needed: Float64[np.ndarray, " n"],
 ) -> dict[str, Any]:
     """Renumber the objects with at least one and `needed` voxels in the patch; the others become not valid."""
-    if not found.any():
-        return {"instances": found}
-    counts = np.bincount(found.ravel(), minlength=len(case.labels) + 1)
-    seen = counts[1 : len(case.labels) + 1]
-    kept = np.flatnonzero((seen > 0) & (seen >= needed))
-    number = np.zeros(len(counts), np.int32)
-    number[kept + 1] = np.arange(1, len(kept) + 1)
-    instances = number[found]
+    instances, valid = np.zeros_like(found), valid.copy()
+    rows, boxes = [], []
+    for row, box in enumerate(ndimage.find_objects(found)):
+        if box is None:
+            continue
+        inside = found[box] == row + 1
+        if row < len(needed) and np.count_nonzero(inside) >= needed[row]:
+            rows.append(row)
+            boxes.append([s.start for s in box] + [s.stop for s in box])
+            instances[box][inside] = len(rows)
+        else:
+            valid[box][inside] = False
     return {
         "instances": instances,
-        "valid": valid & ((instances != 0) | (found == 0)),
-        "boxes": boxes_of(instances, len(kept)).astype(np.float32),
-        "labels": case.labels[kept],
+        "valid": valid,
+        "boxes": np.array(boxes, np.float32).reshape(-1, 6),
+        "labels": case.labels[rows],
     }
 
 

@@ -8,7 +8,6 @@ import xarray as xr
 from jaxtyping import Float64, Int32
 
 from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
-from girih_data3d.errors import ScanError
 from girih_data3d.instances import resample_instances
 from girih_data3d.normalisation import Normalisation, normalize
 from girih_data3d.resampling import Triple, new_shape, resample
@@ -101,26 +100,6 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
 def labels_on_grid(labels: Int32[np.ndarray, "z y x"], grid: Grid) -> Int32[np.ndarray, "Z Y X"]:
     """Crop and resample a label map of the canonical scan; no label vanishes that lies inside the crop."""
     return resample_instances(labels[_window(grid)], spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target)
-
-
-def join_channels(scans: list[xr.DataArray], names: list[str]) -> xr.DataArray:
-    """Join single-channel scans of one grid into one.
-
-    Raises:
-        ScanError: a scan has another shape or affine (1e-3 mm) than the first.
-    """
-    first = scans[0]
-    for scan, name in zip(scans[1:], names[1:], strict=True):
-        if scan.shape != first.shape:
-            raise ScanError(f"{name}: shape {scan.shape[1:]}, the first channel's is {first.shape[1:]} ({names[0]})")
-        if not np.allclose(scan.attrs["affine"], first.attrs["affine"], rtol=0, atol=1e-3):
-            mine, other = scan.attrs["affine"].tolist(), first.attrs["affine"].tolist()
-            raise ScanError(f"{name}: affine {mine}, the first channel's is {other} ({names[0]})")
-    if len(scans) == 1:
-        return first
-    values = np.concatenate([scan.values for scan in scans])
-    coords = {axis: first.coords[axis] for axis in "zyx"}
-    return xr.DataArray(values, dims=first.dims, coords=coords, name=first.name, attrs=first.attrs)
 
 
 def _window(grid: Grid) -> tuple[slice, slice, slice]:

@@ -1,0 +1,29 @@
+"""Read all channels of a case as one scan."""
+
+import numpy as np
+import xarray as xr
+
+from girih_data3d.errors import ScanError
+from girih_data3d.manifest import CaseSource
+from girih_data3d.scan import GRID_TOLERANCE, read_scan
+
+
+def read_source(source: CaseSource) -> xr.DataArray:
+    """Read a case's image files as one scan, one channel per file, of the form that `read_scan` gives.
+
+    Raises:
+        ScanError: a file cannot be read, or has another shape or affine (1e-3 mm) than the first.
+    """
+    scans = [read_scan(path, case_id=source.case_id, modality=source.modality) for path in source.images]
+    first, name = scans[0], source.images[0]
+    for scan, path in zip(scans[1:], source.images[1:], strict=True):
+        if scan.shape != first.shape:
+            raise ScanError(f"{path}: shape {scan.shape[1:]}, the first channel's is {first.shape[1:]} ({name})")
+        if not np.allclose(scan.attrs["affine"], first.attrs["affine"], rtol=0, atol=GRID_TOLERANCE):
+            found, wanted = scan.attrs["affine"].tolist(), first.attrs["affine"].tolist()
+            raise ScanError(f"{path}: affine {found}, the first channel's is {wanted} ({name})")
+    if len(scans) == 1:
+        return first
+    values = np.concatenate([scan.values for scan in scans])
+    coords = {axis: first.coords[axis] for axis in "zyx"}
+    return xr.DataArray(values, dims=first.dims, coords=coords, name=first.name, attrs=first.attrs)
