@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import os
-import shutil
 import stat
 import tarfile
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
 
+from girih.samples.atomic import Readable, remove_stale, write_aside, write_json
 from girih.samples.pins import Archive
 
 RECORD = "extracted.json"
-_STALE_SECONDS = 24 * 3600
-
-
-@runtime_checkable
-class Readable(Protocol):
-    """An open binary file."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return at most `size` bytes; none at the end."""
-        ...
 
 
 def extract(archive: Archive, source: Path, target: Path) -> None:
@@ -55,12 +39,13 @@ def extract(archive: Archive, source: Path, target: Path) -> None:
             raise ValueError(f"{source}: member {name!r} is there twice")
         if content is None:
             raise ValueError(f"{source}: member {name!r} is a link or a special file, wanted a regular file")
-        hashes[name] = _write_aside(content, target.parent, places[name])
+        write_aside(content, places[name], aside=target.parent)
+        hashes[name] = sha256(places[name])
     missing = sorted(set(places) - set(hashes))
     if missing:
         raise ValueError(f"{source}: {len(missing)} listed members are not in the archive, the first is {missing[0]!r}")
     record = {"archive_sha256": archive.sha256, "members_sha256": hashes}
-    _write_aside(io.BytesIO(json.dumps(record, indent=1).encode()), target.parent, target / RECORD)
+    write_json(record, target / RECORD)
 
 
 def is_extracted(archive: Archive, target: Path) -> bool:
@@ -81,14 +66,6 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove_stale(folder: Path) -> None:
-    """Remove what calls that were killed more than a day ago left in `folder`."""
-    for left in folder.glob(".partial-*"):
-        with contextlib.suppress(FileNotFoundError):  # another process tidies up too
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _inside(target: Path, name: str) -> Path:
@@ -118,20 +95,3 @@ def _zip_members(source: Path) -> Iterator[tuple[str, Readable | None]]:
 
 def _without_first_folder(name: str) -> str:
     return name.partition("/")[2]
-
-
-def _write_aside(content: Readable, aside: Path, place: Path) -> str:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=aside, prefix=".partial-", delete=False) as file:
-        written = Path(file.name)
-    try:
-        with written.open("wb") as file:
-            shutil.copyfileobj(content, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = sha256(written)
-        written.chmod(0o644)  # temporary files are private; a cache may be shared
-        written.replace(place)
-    finally:
-        written.unlink(missing_ok=True)
-    return digest
