@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,20 +177,18 @@ def _read_ahead(
             yield starts, tiles
 
 
-class _evaluating:  # noqa: N801 (a context manager, used like a function)
+@contextmanager
+def _evaluating(detector: Detector) -> Iterator[None]:
     """Evaluation mode, and the former mode afterwards."""
-
-    def __init__(self, detector: Detector) -> None:
-        self.module = detector if isinstance(detector, nn.Module) else None
-
-    def __enter__(self) -> None:
-        self.was_training = self.module is not None and self.module.training
-        if self.module is not None:
-            self.module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        if self.module is not None:
-            self.module.train(self.was_training)
+    if not isinstance(detector, nn.Module):
+        yield
+        return
+    was_training = detector.training
+    detector.eval()
+    try:
+        yield
+    finally:
+        detector.train(was_training)
 
 
 def _check(image: Volume, valid: Mask | None, batch_size: int) -> Triple:
