@@ -193,7 +193,7 @@ def test_the_true_object_lies_under_its_box_on_paper(experiment: Experiment) -> 
 
 
 def lung():
-    return window_for(np.full((2, 2), -850.0), hounsfield=True)
+    return window_for(np.full((2, 2), -850.0), np.zeros((4, 4)), hounsfield=True)
 
 
 def test_paper_is_radiological(experiment: Experiment) -> None:

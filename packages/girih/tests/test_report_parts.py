@@ -317,16 +317,19 @@ def test_a_place_is_hit_by_overlap_or_by_a_box_around_its_centre(tmp_path: Path)
     around = np.array([0.0, 0, 0, 4.1, 4.1, 4.1])  # IoU 8 / 69, its centre lies in the first prediction
     assert case.at(around, 0.2) == []
     assert case.at(around, 0.2, centre=True) == [0]
-    assert case.at(np.array([0.0, 4, 4, 3, 7, 7]), 0.01) == [2]
+    beside = np.array([2.5, 1, 1, 5, 3, 3])  # IoU 2 / 16, its centre lies in none
+    assert case.at(beside, 0.12, centre=True) == [0]
+    assert case.at(beside, 0.13, centre=True) == []
 
 
 def test_window_is_lung_in_air_soft_tissue_elsewhere_and_percentiles_without_units() -> None:
     air, tissue = np.full((4, 4), -850.0), np.full((4, 4), 40.0)
-    assert (window_for(air, hounsfield=True).low, window_for(air, hounsfield=True).high) == LUNG_HU
-    assert (window_for(tissue, hounsfield=True).low, window_for(tissue, hounsfield=True).high) == SOFT_TISSUE_HU
-    ramp = window_for(np.arange(1001.0)[None], hounsfield=False)
+    lung, soft = window_for(air, tissue, hounsfield=True), window_for(tissue, air, hounsfield=True)
+    assert (lung.low, lung.high) == LUNG_HU
+    assert (soft.low, soft.high) == SOFT_TISSUE_HU
+    ramp = window_for(tissue, np.arange(1001.0)[None], hounsfield=False)
     assert (ramp.low, ramp.high) == (5.0, 995.0)
-    flat = window_for(tissue, hounsfield=False)
+    flat = window_for(air, tissue, hounsfield=False)
     assert flat.high > flat.low
 
 

@@ -39,9 +39,9 @@ def card(view: CaseView, finding: Finding, number: int, *, with_case_id: bool = 
     """
     heading = f"{view.case_id}: {finding.heading}" if with_case_id else finding.heading
     values = read_region(view.case, finding.slice_index, finding.field)
-    window = window_for(values, hounsfield=in_hounsfield(view.case))
-    whole = view.plane.whole
-    overview = grey_png(grey(read_region(view.case, finding.slice_index, whole), view.plane, window), WHOLE_PIXELS)
+    whole = read_region(view.case, finding.slice_index, view.plane.whole)
+    window = window_for(values, whole, hounsfield=in_hounsfield(view.case))
+    overview = grey_png(grey(whole, view.plane, window), WHOLE_PIXELS)
     close_up = grey_png(grey(values, view.plane, window), FIELD_PIXELS)
     where = f"slice {finding.slice_index + 1} of {view.n_slices}"
     panels = [_overview(view.plane, finding.field, overview, where)]

@@ -90,8 +90,8 @@ def case_png(view: CaseView) -> bytes:
 def _draw(overview: Axes, close_up: Axes, view: CaseView, finding: Finding) -> Sequence[Mark]:
     """Draw one finding into two panels; return the boxes drawn."""
     values = read_region(view.case, finding.slice_index, finding.field)
-    window = window_for(values, hounsfield=in_hounsfield(view.case))
     whole = read_region(view.case, finding.slice_index, view.plane.whole)
+    window = window_for(values, whole, hounsfield=in_hounsfield(view.case))
     _show(overview, grey(whole, view.plane, window), view.plane, view.plane.whole)
     left, top, right, bottom = view.plane.on_paper(*finding.field)
     overview.add_patch(Patch((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1))

@@ -147,10 +147,9 @@ def _froc_section(scores: Mapping[str, Scores]) -> str:
     points = np.array(OPERATING_POINTS)
     rows = [(name, *(decimals(y) for y in at_fppi(one.froc_curve, points))) for name, one in scores.items()]
     header = ("false positives per image", *("1/8", "1/4", "1/2", "1", "2", "4", "8"))
-    said = (
-        "Markers: the seven operating points whose mean is the FROC score. Band: bootstrap interval. Dotted: beyond "
-        "the last false positive that the detector made."
-    )
+    said = "Markers: the seven operating points whose mean is the FROC score. Band: bootstrap interval."
+    if any(one.froc_curve.fppi.max(initial=0.0) < points[-1] for one in scores.values()):
+        said += " Dotted: beyond the last point of the curve."
     plots = _plots([("FROC", plot)], "sensitivity over false positives per image")
     return _section("FROC", _soft(said) + plots + _table(header, rows, "Sensitivity at the operating points."))
 

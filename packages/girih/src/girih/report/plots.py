@@ -69,7 +69,7 @@ def loss_png(runs: Mapping[str, Path]) -> bytes:
 def froc_png(curves: Mapping[str, FrocCurve]) -> bytes:
     """Draw FROC curves (name -> curve) on a log2 axis: bootstrap band, the seven operating points as markers.
 
-    Beyond the last number of false positives that a detector reached, its curve is flat and drawn dotted.
+    Beyond its last point a curve is flat and drawn dotted.
     """
     figure = Figure(figsize=(WIDTH_INCH, 1.1 * HEIGHT_INCH), layout="constrained")
     axes = figure.subplots()

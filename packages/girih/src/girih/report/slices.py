@@ -102,13 +102,13 @@ def in_hounsfield(case: Case) -> bool:
     return case.modality == "CT" and case.prepared["normalisation"]["scheme"] in ("ct", "none")
 
 
-def window_for(values: Num[np.ndarray, "y x"], *, hounsfield: bool) -> Window:
-    """Return the window for a part of a scan: lung or soft tissue in CT, else robust percentiles."""
+def window_for(field: Num[np.ndarray, "y x"], whole: Num[np.ndarray, "Y X"], *, hounsfield: bool) -> Window:
+    """Return the window for a part of a slice: lung or soft tissue in CT, else percentiles of the whole slice."""
     if hounsfield:
-        if np.median(values) < AIR_FILLED_HU:
+        if np.median(field) < AIR_FILLED_HU:
             return Window(*LUNG_HU, "lung window, W 1500 L -600")
         return Window(*SOFT_TISSUE_HU, "soft-tissue window, W 400 L 40")
-    low, high = (float(value) for value in np.percentile(values, ROBUST_PERCENTILES))
+    low, high = (float(value) for value in np.percentile(whole, ROBUST_PERCENTILES))
     return Window(low, max(high, low + 1e-6), "grey values: percentiles 0.5 to 99.5")
 
 

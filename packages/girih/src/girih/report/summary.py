@@ -35,8 +35,8 @@ def limits(arms: Mapping[str, Scores]) -> list[str]:
     """Return what the numbers cannot say, and the notes of the scores."""
     first = next(iter(arms.values()))
     said = [
-        f"The {first.confidence:.0%} intervals come from {counted(first.draws, 'draw')} of the test patients. They do "
-        "not contain the chance in training: another seed would move every number, and each arm is one training run."
+        f"The {first.confidence:.0%} intervals come from {counted(first.draws, 'bootstrap draw')} of the test set. "
+        "They do not contain the chance in training: another seed would move every number, and each arm is one run."
     ]
     if first.n_patients < FEW_PATIENTS:
         said.append(
