@@ -4,6 +4,7 @@ from girih_metrics.ap import average_precision
 from girih_metrics.bootstrap import bootstrap, leave_one_out, resample
 from girih_metrics.boxes import pairwise_iou
 from girih_metrics.case_level import case_level, case_scores
+from girih_metrics.compare import check_same_cases, compare, holm
 from girih_metrics.files import read_cases, read_classes
 from girih_metrics.froc import FPPI, froc, froc_curve
 from girih_metrics.interfaces import Case
@@ -14,7 +15,9 @@ from girih_metrics.nndetection import nndetection_compat
 from girih_metrics.operating import operating_point, score_at_fppi
 from girih_metrics.preset import Preset
 from girih_metrics.protocols import PRESETS, evaluate, preset
+from girih_metrics.ranking import critical_difference, mean_rank, rank, ranking, score_methods
 from girih_metrics.stratify import by_size
+from girih_metrics.tables import rank_table, save
 from girih_metrics.thresholds import iou_range
 
 __all__ = [
@@ -29,20 +32,30 @@ __all__ = [
     "by_size",
     "case_level",
     "case_scores",
+    "check_same_cases",
+    "compare",
+    "critical_difference",
     "evaluate",
     "froc",
     "froc_curve",
+    "holm",
     "iou_range",
     "leave_one_out",
     "match",
+    "mean_rank",
     "merge",
     "nndetection_compat",
     "operating_point",
     "pairwise_iou",
     "percentile_interval",
     "preset",
+    "rank",
+    "rank_table",
+    "ranking",
     "read_cases",
     "read_classes",
     "resample",
+    "save",
     "score_at_fppi",
+    "score_methods",
 ]
