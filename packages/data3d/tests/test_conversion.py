@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,13 +55,27 @@ def test_changed_source_is_noticed(own_source: Path, tmp_path: Path) -> None:
     assert not d3.Store.open(out)["free"].to_xarray().values.any()
 
 
-def test_changed_annotation_is_noticed(own_source: Path, tmp_path: Path, manifest_of: Callable[..., None]) -> None:
-    case = {"case_id": "case0", "images": ["0.nii.gz"], "instances": "0_objects.nii.gz"}
-    manifest_of(own_source, [{**case, "instance_classes": {"7": 1, "2": 0, "4": 0}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"instance_classes": {"7": 0, "2": 0, "4": 0}},
+        {"ignore": [2]},
+        {"patient_id": "p"},
+        {"semantic": "0_tissue.nii.gz"},
+    ],
+)
+def test_changed_annotation_is_noticed(
+    own_source: Path, tmp_path: Path, manifest_of: Callable[..., None], change: dict[str, Any]
+) -> None:
+    case: dict[str, Any] = {"case_id": "case0", "images": ["0.nii.gz"], "instances": "0_objects.nii.gz"}
+    case["instance_classes"] = {"7": 1, "2": 0, "4": 0}
+    manifest_of(own_source, [case])
     d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC)
-    manifest_of(own_source, [{**case, "instance_classes": {"7": 0, "2": 0, "4": 0}}])
-    report = d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC)
-    assert list(report.failed) == ["case0"]
+    manifest_of(own_source, [{**case, **change}])
+    dataset = d3.read_manifest(own_source)
+    assert list(d3.prepare_many(dataset, tmp_path / "out", SPEC).failed) == ["case0"]
+    assert d3.prepare_many(dataset, tmp_path / "out", SPEC, overwrite=True).done == ["case0"]
+    assert list((tmp_path / "out" / ".tmp").iterdir()) == []
 
 
 def test_changed_spec_is_refused_before_any_work(own_source: Path, tmp_path: Path) -> None:

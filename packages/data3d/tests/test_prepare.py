@@ -150,3 +150,9 @@ def test_normalised_after_resampling(tmp_path: Path, scheme: Any) -> None:
     assert inside.std() == pytest.approx(1, abs=1e-4)
     assert (out.values[0, :5] == 0).all() == (scheme == "zscore_mask")
     assert prepared["normalisation"]["scheme"] == scheme
+
+
+def test_absurd_target_is_refused(tmp_path: Path) -> None:
+    scan = d3.read_scan(write(tmp_path, blob() + 1, "a.nii"))
+    with pytest.raises(d3.ScanError, match=r"case 'a': \(3500, 3000, 2080\) voxels"):
+        d3.prepare_scan(scan, d3.PrepareSpec(target_zyx_mm=(0.01, 0.01, 0.01)))

@@ -112,8 +112,9 @@ def prepare_case(
         if found == (spec.sha256, origin):
             return "skipped"
         if not overwrite:
-            what = "another spec" if found[0] != spec.sha256 else "other source files or annotations"
-            raise StaleCaseError(f"{target}: prepared from {what}; pass overwrite=True to replace it")
+            changed = "another spec" if found[0] != spec.sha256 else "other source files or annotations"
+            what = "holds no readable record" if found[0] is None else f"was prepared from {changed}"
+            raise StaleCaseError(f"{target}: {what}; pass overwrite=True to replace it")
     scan = read_source(source)
     objects, instances = read_objects(source, scan, classes)
     grid = choose_grid(scan, spec, instances)
@@ -158,7 +159,8 @@ def _outcomes(
 ) -> Iterator[tuple[str, Outcome, str]]:
     jobs = [(source, root, spec, dataset.classes, overwrite) for source in dataset.sources]
     if executor is None:
-        yield from map(_try_case, *zip(*jobs, strict=True))
+        for job in jobs:
+            yield _try_case(*job)
         return
     waiting = [executor.submit(_try_case, *job) for job in jobs]
     try:

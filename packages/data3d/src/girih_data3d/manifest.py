@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from girih_data3d.errors import ManifestError
-from girih_data3d.scan import is_scan, scan_name
+from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 SCHEMA = 1
 CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}(?<![. ])")
@@ -45,20 +45,23 @@ class Dataset:
 
 
 def read_manifest(path: Path | str) -> Dataset:
-    """Read a dataset: its dataset.json, a folder that holds one, or a folder of scans.
+    """Read a dataset: its dataset.json, a folder that holds one, a folder of scans, or a single scan.
 
     dataset.json is {"schema": 1, "name", "classes": [...], "modality"?, "cases": [{"case_id", "images": [...],
     "patient_id"?, "instances"?, "instance_classes"?: {"1": 0}, "ignore"?: [...], "semantic"?}]}; paths are relative to
-    its folder. In a folder without it every scan file is one unlabelled case, named as the file without extension.
+    its folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case, named as
+    the file without extension.
 
     Raises:
         ManifestError: missing or broken JSON, an unknown or missing key, a value of another type, a repeated case id, a
             path that leaves the folder, a missing file, or no cases.
     """
     path = Path(path)
+    if path.is_file() and is_scan(path):
+        return _scans(path.parent, [path])
     if path.is_dir():
         if not (path / "dataset.json").is_file():
-            return _folder_of_scans(path)
+            return _scans(path, _scans_in(path))
         path = path / "dataset.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -79,11 +82,18 @@ def read_manifest(path: Path | str) -> Dataset:
     return Dataset(top.string("name") or "", classes, sources)
 
 
-def _folder_of_scans(folder: Path) -> Dataset:
-    files = sorted(p for p in folder.iterdir() if p.is_file() and is_scan(p) and not p.name.startswith("."))
-    if not files:
-        raise ManifestError(f"{folder}: no dataset.json and no scan files in this folder")
-    sources = tuple(CaseSource(case_id=_case_id(scan_name(p), str(p)), images=(p,)) for p in files)
+def _scans_in(folder: Path) -> list[Path]:
+    if holds_dicom(folder):
+        return [folder]
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    scans = [p for p in entries if (p.is_file() and is_scan(p)) or (p.is_dir() and holds_dicom(p))]
+    if not scans:
+        raise ManifestError(f"{folder}: no dataset.json, no scan file and no DICOM series in this folder")
+    return scans
+
+
+def _scans(folder: Path, scans: list[Path]) -> Dataset:
+    sources = tuple(CaseSource(case_id=_case_id(scan_name(p), str(p)), images=(p,)) for p in scans)
     _refuse_repeated(folder, sources)
     return Dataset(folder.resolve().name, (), sources)
 

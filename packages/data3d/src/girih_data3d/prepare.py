@@ -1,5 +1,6 @@
 """Prepare a scan in memory: crop, resample, normalise; and put its labels on the same grid."""
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -8,6 +9,8 @@ import xarray as xr
 from jaxtyping import Float64, Int32
 
 from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
+from girih_data3d.errors import ScanError
+from girih_data3d.grid_checks import MAX_VOXELS
 from girih_data3d.instances import resample_instances
 from girih_data3d.normalisation import Normalisation, normalize
 from girih_data3d.resampling import Triple, new_shape, resample
@@ -52,6 +55,7 @@ def prepare_scan(scan: xr.DataArray, spec: PrepareSpec) -> tuple[xr.DataArray, P
         The prepared scan, of the same form as `read_scan`'s, and the record that places it in the source file.
 
     Raises:
+        ScanError: more than 2**31 voxels at the target's voxel size.
         ValueError: the normalisation's channels are not the scan's.
     """
     return prepare_on_grid(scan, spec, choose_grid(scan, spec))
@@ -70,6 +74,10 @@ def choose_grid(scan: xr.DataArray, spec: PrepareSpec, objects: Int32[np.ndarray
     spacing: Triple = scan.attrs["spacing_zyx_mm"]
     target = spec.target_zyx_mm or spacing
     out = new_shape(cropped, spacing, target)
+    if math.prod(out) > MAX_VOXELS:
+        raise ScanError(
+            f"case {scan.attrs['case_id']!r}: {out} voxels at {target} mm, wanted at most {MAX_VOXELS} in all"
+        )
     affine = rescale_affine(shift_affine(scan.attrs["affine"], np.array(start)), cropped, out)
     return Grid(start, stop, out, affine, spacing, target)
 

@@ -101,6 +101,16 @@ def is_scan(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI_SUFFIXES + ITK_SUFFIXES)
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Return whether one of the first files of a folder begins as DICOM files do (part 10, "DICM" at byte 128)."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    for path in files[:8]:
+        with path.open("rb") as handle:
+            if handle.read(132)[128:] == b"DICM":
+                return True
+    return False
+
+
 def _read(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return voxels in the file's axis order and a checked affine."""
     if not path.exists():
