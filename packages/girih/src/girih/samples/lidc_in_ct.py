@@ -249,7 +249,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
                     f"{out}: made with {name} = {found.get(name)}, wanted {wanted.get(name)}; "
                     "choose another folder or delete this one"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".partial-") for p in out.iterdir())):
         raise ValueError(f"{out}: is not empty and has no recipe.json, wanted an empty or new folder")
     else:
         write_json(wanted, place)

@@ -9,8 +9,8 @@ AIRWAY_BELOW_HU = -940.0
 AIRWAY_RADIUS_MM = 3.0
 """Pockets of air at least this wide are trachea and bronchi (or a bulla), no place for a nodule."""
 AIRWAY_WALL_MM = 3.0
-CLOSING_MM = 8.0
-"""Vessels, fissures and nodules up to twice this wide are closed into the lungs."""
+CLOSING_MM = 5.0
+"""Vessels, fissures and nodules up to twice this wide are closed into the lungs; the hila are wider."""
 SMALLEST_SHARE = 0.2
 """A second lung has at least this share of the first one's volume."""
 
