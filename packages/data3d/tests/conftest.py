@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 import girih_data3d as d3
 
@@ -75,3 +76,31 @@ def own_source(tmp_path: Path) -> Path:
 @pytest.fixture
 def manifest_of() -> Callable[..., None]:
     return write_manifest
+
+
+def write_dicom(folder: Path, positions: list[float], *, series: str = "1.2.3") -> None:
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number, z in enumerate(positions):
+        image = sitk.GetImageFromArray(np.full((1, 4, 5), number, np.int16) + np.arange(5, dtype=np.int16) * 100)
+        image.SetSpacing((0.8, 0.9, 1.0))
+        tags = {
+            "0008|0060": "CT",
+            "0020|000d": "1.2",
+            "0020|000e": series,
+            "0020|0032": f"-10\\-20\\{z}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(number),
+            "0008|0018": f"{series}.{number}",
+        }
+        for key, value in tags.items():
+            image.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{series}-{number}.dcm"))
+        writer.Execute(image)
+
+
+@pytest.fixture
+def dicom_series() -> Callable[..., None]:
+    """Writes a series of 4 x 5 slices at the given z positions into a folder."""
+    return write_dicom

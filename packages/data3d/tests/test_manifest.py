@@ -1,6 +1,7 @@
 """dataset.json: what is read, and what is refused with the key and the value found."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,24 @@ def test_folder_without_manifest_is_unlabelled_scans(folder: Path) -> None:
     assert dataset.sources[1].images == (folder / "b.nii.gz",)
 
 
+def test_single_scan(folder: Path) -> None:
+    dataset = d3.read_manifest(folder / "b.nii.gz")
+    assert dataset == d3.Dataset("set", (), (d3.CaseSource("b", (folder / "b.nii.gz",)),))
+
+
+def test_dicom_folders(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes").mkdir()
+    for name in ("one", "two"):
+        dicom_series(tmp_path / "set" / name, [0, 2, 4])
+    assert [s.case_id for s in d3.read_manifest(tmp_path / "set").sources] == ["one", "two"]
+    (source,) = d3.read_manifest(tmp_path / "set" / "two").sources
+    assert source == d3.CaseSource("two", (tmp_path / "set" / "two",))
+    assert d3.read_source(source).shape == (1, 3, 4, 5)
+
+
 def test_folder_without_scans(tmp_path: Path) -> None:
-    with pytest.raises(d3.ManifestError, match=r"no dataset\.json and no scan files"):
+    with pytest.raises(d3.ManifestError, match=r"no dataset\.json, no scan file and no DICOM series"):
         d3.read_manifest(tmp_path)
     with pytest.raises(d3.ManifestError, match="not a readable"):
         d3.read_manifest(tmp_path / "nothing.json")

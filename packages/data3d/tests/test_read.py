@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -81,30 +82,8 @@ def test_itk_formats_agree_with_nifti(tmp_path: Path, name: str) -> None:
     np.testing.assert_allclose(ours.attrs["source_affine"], theirs.attrs["source_affine"], atol=1e-4)
 
 
-def write_dicom(folder: Path, positions: list[float], *, series: str = "1.2.3") -> None:
-    folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number, z in enumerate(positions):
-        image = sitk.GetImageFromArray(np.full((1, 4, 5), number, np.int16) + np.arange(5, dtype=np.int16) * 100)
-        image.SetSpacing((0.8, 0.9, 1.0))
-        tags = {
-            "0008|0060": "CT",
-            "0020|000d": "1.2",
-            "0020|000e": series,
-            "0020|0032": f"-10\\-20\\{z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0020|0013": str(number),
-            "0008|0018": f"{series}.{number}",
-        }
-        for key, value in tags.items():
-            image.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{series}-{number}.dcm"))
-        writer.Execute(image)
-
-
-def test_dicom_series(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "series", [7.5, 5.0, 10.0])  # files are not in slice order
+def test_dicom_series(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    dicom_series(tmp_path / "series", [7.5, 5.0, 10.0])  # files are not in slice order
     scan = d3.read_scan(tmp_path / "series")
     assert scan.shape == (1, 3, 4, 5)
     assert scan.attrs["spacing_zyx_mm"] == pytest.approx((2.5, 0.9, 0.8))
@@ -119,21 +98,23 @@ def test_dicom_series(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("positions", "message"), [([0, 1, 3, 4], "uneven"), ([0, 1, 1, 2], "uneven"), ([0, 0.5, 1, 2, 3, 4], "uneven")]
 )
-def test_dicom_with_uneven_gaps_is_refused(tmp_path: Path, positions: list[float], message: str) -> None:
-    write_dicom(tmp_path / "series", positions)
+def test_dicom_with_uneven_gaps_is_refused(
+    tmp_path: Path, dicom_series: Callable[..., None], positions: list[float], message: str
+) -> None:
+    dicom_series(tmp_path / "series", positions)
     with pytest.raises(d3.ScanError, match=message):
         d3.read_scan(tmp_path / "series")
 
 
-def test_dicom_with_two_series_is_refused(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "both", [0, 1], series="1.2.3")
-    write_dicom(tmp_path / "both", [0, 1], series="1.2.4")
+def test_dicom_with_two_series_is_refused(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    dicom_series(tmp_path / "both", [0, 1], series="1.2.3")
+    dicom_series(tmp_path / "both", [0, 1], series="1.2.4")
     with pytest.raises(d3.ScanError, match=r"both: 2 DICOM series.*1\.2\.3"):
         d3.read_scan(tmp_path / "both")
 
 
-def test_single_dicom_slice_is_no_volume_with_known_gap(tmp_path: Path) -> None:
-    write_dicom(tmp_path / "one", [0])
+def test_single_dicom_slice_is_no_volume_with_known_gap(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    dicom_series(tmp_path / "one", [0])
     with pytest.raises(d3.ScanError, match="one slice"):
         d3.read_scan(tmp_path / "one")
 

@@ -49,8 +49,8 @@ def read_manifest(path: Path | str) -> Dataset:
 
     dataset.json is {"schema": 1, "name", "classes": [...], "modality"?, "cases": [{"case_id", "images": [...],
     "patient_id"?, "instances"?, "instance_classes"?: {"1": 0}, "ignore"?: [...], "semantic"?}]}; paths are relative to
-    its folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case, named as
-    the file without extension.
+    its folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case, named
+    as the file without extension.
 
     Raises:
         ManifestError: missing or broken JSON, an unknown or missing key, a value of another type, a repeated case id, a
