@@ -24,7 +24,7 @@ def luna16() -> Preset:
     (`gt_ignore`), count as nothing. Of a scan with more than 100 marks those above the 101st score are kept. CPM is
     the mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan, linearly interpolated.
     Corrected: a set without any hit scores 0 instead of NaN. The script reads its curve on a grid of 10001 points, we
-    read it exactly. A diameter below 0 stands for 10 mm: `read_luna16` does that.
+    read it exactly. A diameter below 0 stands for 10 mm: the reader of that format does that.
     """
     return Preset(
         "luna16",
