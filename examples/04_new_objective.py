@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from girih_ssl import Parts
+from girih_ssl import Batch, Parts, VoxelHead, check_batch, sample_generators
 from girih_ssl.testing import check_objective
 
 
@@ -27,23 +27,23 @@ class Denoise(nn.Module):
 
     requires = frozenset({"image", "seed"})
 
-    def __init__(self, parts, sigma):
+    def __init__(self, parts: Parts, sigma: float) -> None:
         super().__init__()
         self.encoder, self.neck, self.sigma = parts.encoder, parts.make_neck(), sigma
-        self.head = nn.Conv3d(self.neck.channels[0], parts.in_channels, 1)
-        self.patch_multiple = self.encoder.strides[-1]
+        self.head = VoxelHead(self.neck.channels[0], parts.in_channels)
+        self.in_channels, self.patch_multiple = parts.in_channels, parts.encoder.strides[-1]
 
-    def forward(self, batch):
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss"} for batch["image"] (B, C, Z, Y, X)."""
-        if missing := self.requires - set(batch):
-            raise ValueError(f"the batch has no {sorted(missing)[0]!r}")
-        image = batch["image"]
-        draws = [torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(int(s))) for s in batch["seed"]]
-        restored = self.head(self.neck(self.encoder(image + self.sigma * torch.stack(draws).to(image)))[0])
-        return {"loss": F.mse_loss(F.interpolate(restored, image.shape[2:], mode="trilinear").float(), image)}
+        image = check_batch(
+            batch, requires=self.requires, in_channels=self.in_channels, patch_multiple=self.patch_multiple
+        )
+        noise = [torch.randn(image.shape[1:], generator=g) for g in sample_generators(batch["seed"])]
+        maps = self.neck(self.encoder(image + self.sigma * torch.stack(noise).to(image)))
+        return {"loss": F.mse_loss(self.head(maps, tuple(image.shape[2:])).float(), image.float())}
 
 
 if __name__ == "__main__":
     for check in check_objective(DenoiseConfig()):
         check()
-        print(f"passed: {check.__name__}")
+        print(f"passed: {check.name}")

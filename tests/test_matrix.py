@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,9 +93,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("encoder", "wanted"), [("retina_unet_v001", 18_967_555), ("resenc_l", 95_241_251)])
-def test_parameter_counts_of_the_assembled_networks(
-    encoder: str, wanted: int
-) -> None:  # as nnDetection's networks have
+def test_parameter_counts_of_the_assembled_networks(encoder: str, wanted: int) -> None:  # nnDetection's
     body = girih_backbones.make_encoder(girih_backbones.preset(encoder), 1)
     pyramid = girih_backbones.FeaturePyramid(body, girih_backbones.UFPN(body.channels, body.strides))
     assert parameters(RetinaUNet(pyramid, classes=("lesion",), anchors_zyx=np.ones((27, 3)))) == wanted

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from girih.augment import base_more, make_augmentation
 
 

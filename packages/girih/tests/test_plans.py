@@ -3,6 +3,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
 from girih.plans import PRESETS, Plan, load_plan, plan_from_json
 
 
@@ -57,7 +58,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_an_unknown_name_lists_the_presets() -> None:
-    with pytest.raises(ValueError, match="neither a preset .*resenc_l.* nor a file"):
+    with pytest.raises(ValueError, match=r"neither a preset .*resenc_l.* nor a file"):
         load_plan("resenc_xxl")
 
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from girih.runs import RunFolder, config_sha256, read_json, run_config, write_json
 
 

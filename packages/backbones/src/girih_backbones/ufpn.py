@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class UFPN(nn.Module):
         if len(read) == 0 or not all(0 <= level < n for level in read):
             raise ValueError(f"outputs: found {outputs}, wanted at least one of 0 to {n - 1}")
         self.strides = triples("strides", strides, n)
-        self.kwargs = {"out_channels": width, "first_level": first_level, "init": init}
+        self.kwargs: dict[str, Any] = {"out_channels": width, "first_level": first_level, "init": init}
         if outputs is not None:
             self.kwargs["outputs"] = list(read)
         self._fused = fused = range(read[0], n)

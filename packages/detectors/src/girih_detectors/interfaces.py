@@ -5,7 +5,7 @@ Axes are (z, y, x). A box is float32 (z0, y0, x0, z1, y1, x1) in voxel edges, ha
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -55,8 +55,13 @@ class Detections(TypedDict):
 class Detector(Protocol):
     """A network that learns from and finds boxes. `forward` is the training loss, so that DDP and autocast see it."""
 
-    pyramid: nn.Module
     classes: tuple[str, ...]
+
+    if TYPE_CHECKING:  # a submodule: from Python 3.12 on isinstance() cannot see what nn.Module serves by __getattr__
+
+        @property
+        def pyramid(self) -> Any:
+            """The feature pyramid, an nn.Module that meets `Pyramid`."""
 
     def __call__(self, images: Float[Tensor, "b c z y x"], targets: Sequence[Target], /) -> dict[str, Tensor]:
         """Return {"loss": scalar with gradient, other names: detached scalars}."""

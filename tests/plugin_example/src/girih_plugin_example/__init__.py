@@ -1,13 +1,12 @@
 """Denoising pre-training: what a third party writes to add an objective."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from girih_ssl import Parts
+from girih_ssl import Batch, Parts, VoxelHead, check_batch, sample_generators
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,22 @@ class Denoise(nn.Module):
     def __init__(self, parts: Parts, sigma: float) -> None:
         super().__init__()
         self.encoder, self.neck, self.sigma = parts.encoder, parts.make_neck(), sigma
-        self.head = nn.Conv3d(self.neck.channels[0], parts.in_channels, 1)
-        self.patch_multiple = self.encoder.strides[-1]
+        self.head = VoxelHead(self.neck.channels[0], parts.in_channels)
+        self.in_channels, self.patch_multiple = parts.in_channels, parts.encoder.strides[-1]
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss"} for batch["image"] (B, C, Z, Y, X)."""
-        if missing := self.requires - set(batch):
-            raise ValueError(f"the batch has no {sorted(missing)[0]!r}")
-        image = batch["image"]
-        restored = self.head(self.neck(self.encoder(image + self.sigma * self.noise(image, batch["seed"])))[0])
-        return {"loss": F.mse_loss(F.interpolate(restored, image.shape[2:], mode="trilinear").float(), image)}
-
-    def noise(self, image: Tensor, seeds: Tensor) -> Tensor:
-        """Return standard normal noise, one generator per sample."""
-        draws = [torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        return torch.stack(draws).to(image)
+        image = check_batch(
+            batch, requires=self.requires, in_channels=self.in_channels, patch_multiple=self.patch_multiple
+        )
+        noise = [torch.randn(image.shape[1:], generator=g) for g in sample_generators(batch["seed"])]
+        maps = self.neck(self.encoder(image + self.sigma * torch.stack(noise).to(image)))
+        return {"loss": F.mse_loss(self.head(maps, tuple(image.shape[2:])).float(), image.float())}
 
 
 @dataclass(frozen=True)
 class ForgetfulConfig(DenoiseConfig):
-    """The same, broken on purpose: it ignores the seed of the batch."""
+    """Restore a patch from a noisy copy (Vincent et al. 2008); broken on purpose."""
 
     def build(self, parts: Parts) -> "Denoise":
         """Return the broken objective."""
@@ -57,8 +52,8 @@ class ForgetfulConfig(DenoiseConfig):
 
 
 class Forgetful(Denoise):
-    """Denoise, but with the same noise whatever the seed (Vincent et al. 2008, equation 3)."""
+    """Denoise, but with the same noise whatever the seeds are (Vincent et al. 2008, equation 3)."""
 
-    def noise(self, image: Tensor, seeds: Tensor) -> Tensor:
-        """Return the same noise for every seed."""
-        return super().noise(image, torch.zeros_like(seeds))
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return {"loss"}, always from the same noise."""
+        return super().forward({**batch, "seed": torch.zeros_like(batch["seed"])} if "seed" in batch else batch)

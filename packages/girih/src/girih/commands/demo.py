@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import girih_data3d
-from girih.commands.evaluate import evaluate, scores_table
+from girih.commands.evaluate import evaluate, scores_path, show
 from girih.commands.finetune import Finetune
 from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
@@ -21,7 +21,7 @@ from girih.loop import Recipe
 from girih.plans import PRESETS
 from girih.report import Arm, write_report
 from girih.runs import versions, write_json
-from girih.samples import write_lidc_in_ct
+from girih.samples.lidc_in_ct import write_lidc_in_ct
 from girih_ssl.mae import MAEConfig
 
 PATCH = PRESETS["demo"].patch_zyx
@@ -95,13 +95,13 @@ class Demo:
                 **SMALL,
             ).run()
         console.print("[bold]4/5[/] predicting the unseen CT, scoring")
-        scores = {}
+        folders = {title: self.out / "predictions" / name for title, name in ARMS.items()}
         for title, name in ARMS.items():
-            predictions = self.out / "predictions" / name
-            Predict(model=runs / name, data=self.out / "test", out=predictions, mirror=False, resume=True).run()
-            # One test CT: images are all there is to resample, and the scores' notes say what that means.
-            scores[title] = evaluate(predictions, self.out / "test" / "truth", resample="images", seed=self.seed)
-            write_json(self.out / "predictions" / f"{name}.scores.json", scores[title])
+            Predict(model=runs / name, data=self.out / "test", out=folders[title], mirror=False, resume=True).run()
+        # One CT is tested, so images are all there is to resample; the scores' notes say what that means.
+        scores = evaluate(folders, self.out / "test" / "truth", resample="images", seed=self.seed)
+        for title, folder in folders.items():
+            write_json(scores_path(folder), scores[title])
         console.print("[bold]5/5[/] the report")
         minutes = (time.monotonic() - began) / 60
         report = self.out / "report.html"
@@ -110,8 +110,8 @@ class Demo:
             title="LIDC-in-CT, a small run",
             arms={
                 title: Arm(
-                    scores=self.out / "predictions" / f"{name}.scores.json",
-                    predictions=self.out / "predictions" / name,
+                    scores=scores_path(folders[title]),
+                    predictions=folders[title],
                     training=runs / name / "metrics.jsonl",
                 )
                 for title, name in ARMS.items()
@@ -129,7 +129,7 @@ class Demo:
                 **versions(),
             },
         )
-        Console().print(scores_table(scores))
+        show(scores)
         console.print(f"{minutes:.1f} minutes. Open {report} to see losses, curves and boxes.")
 
 

@@ -1,4 +1,4 @@
-"""`girih evaluate`: AP and FROC of predicted boxes, with bootstrap intervals."""
+"""`girih evaluate`: AP and FROC of predicted boxes, with bootstrap intervals and paired differences."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
@@ -15,18 +16,18 @@ from girih.runs import write_json
 
 # Where the plotted curve and its band are read: every quarter of an octave around the seven operating points.
 CURVE_FPPI = tuple(float(2**exponent) for exponent in np.arange(-4, 4.001, 0.25))
+CONFIDENCE = 0.95
+Scores = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Score predicted boxes against the truth: AP and FROC at one overlap, with bootstrap intervals."""
 
-    predictions: Path
-    """Folder of one JSON file per case, as `girih predict` writes them."""
+    predictions: tuple[Path, ...]
+    """Folders of one JSON file per case, as `girih predict` writes them; several are compared draw by draw."""
     truth: Path
     """Folder of truth files, as `girih prepare` writes them to DATASET/truth."""
-    out: Path | None = None
-    """Where the scores go; default: beside the predictions' folder, as <its name>.scores.json."""
     iou: float = 0.1
     """Overlap from which a prediction counts as a hit."""
     resample: Literal["patients", "images"] = "patients"
@@ -37,86 +38,110 @@ class Evaluate:
     """Seed of the draws."""
 
     def run(self) -> None:
-        """Score, write the scores as JSON, and print them.
+        """Score, write <folder>.scores.json beside each folder, and print the table.
 
         Raises:
-            ValueError: a file cannot be read, predictions and truth are not of the same cases, or there is only one
-                patient to resample.
+            ValueError: a file cannot be read, predictions and truth are not of the same cases, two folders have one
+                name, or there is only one patient to resample.
         """
-        scores = evaluate(
-            self.predictions, self.truth, iou=self.iou, resample=self.resample, draws=self.draws, seed=self.seed
-        )
-        out = self.out or self.predictions.with_name(f"{self.predictions.name}.scores.json")
-        write_json(out, scores)
-        console = Console()
-        console.print(scores_table({self.predictions.name: scores}))
-        for note in scores["notes"]:
-            console.print(f"note: {note}")
-        console.print(f"written to {out}")
+        folders = {folder.resolve().name: folder for folder in self.predictions}
+        if len(folders) < len(self.predictions):
+            raise ValueError(f"folders of predictions are told apart by their names, found {list(folders)} twice")
+        scores = evaluate(folders, self.truth, iou=self.iou, resample=self.resample, draws=self.draws, seed=self.seed)
+        for name, folder in folders.items():
+            write_json(scores_path(folder), scores[name])
+        show(scores)
 
 
 def evaluate(
-    predictions: Path, truth: Path, *, iou: float = 0.1, resample: str = "patients", draws: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Return the content of scores.json: AP and FROC with intervals, the FROC curve with its band, and who hit what."""
-    cases = girih_metrics.read_cases(predictions, truth)
-    matches = girih_metrics.match(cases, classes=girih_metrics.read_classes(truth), iou=iou)
-    patients = len(set(matches.groups))
-    if resample == "patients" and patients < 2:
-        raise ValueError(
-            f"{truth}: all {len(cases)} cases are of one patient, so there is nothing to resample; "
-            "pass --resample images, and read the intervals as those of this patient alone"
-        )
-    drawn = girih_metrics.bootstrap(
-        matches, draws=draws, seed=seed, group=resample == "patients", band_fppi=CURVE_FPPI
-    ).isel(threshold=0)
-    by_class = girih_metrics.average_precision(matches).isel(threshold=0)
-    band = drawn["band_interval"]
-    notes = [f"intervals: percentile bootstrap over {resample}"]
-    if resample == "images" and patients < len(cases):
-        notes.append(
-            f"the {len(cases)} images are of {patients} patient(s): the intervals understate the spread over patients"
-        )
-    return {
-        "schema": "girih-scores/1",
-        "iou": iou,
-        "n_images": len(cases),
-        "n_patients": patients,
-        "n_objects": int(matches.gt_counted.sum()),
-        "draws": draws,
-        "seed": seed,
-        "confidence": 0.95,
-        "ap": _with_interval(drawn, "ap"),
-        "froc": _with_interval(drawn, "froc"),
-        "per_class": {
-            str(name): {
-                "ap": _number(by_class["ap_class"].sel({"class": name})),
-                "n_objects": int(by_class["n_objects"].sel({"class": name})),
-            }
-            for name in matches.classes
-        },
-        "froc_curve": {
-            "fppi": list(CURVE_FPPI),
-            "sensitivity": [_number(value) for value in drawn["band_point"]],
-            "low": [_number(value) for value in band.isel(bound=0)],
-            "high": [_number(value) for value in band.isel(bound=1)],
-        },
-        "cases": {case["case_id"]: _hits(matches, case) for case in cases},
-        "notes": notes,
-    }
+    folders: Mapping[str, Path],
+    truth: Path,
+    *,
+    iou: float = 0.1,
+    resample: str = "patients",
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Scores]:
+    """Return the content of scores.json for each method: scores, intervals, FROC curve with band, and who hit what.
+
+    All methods see the same draws, so that "difference" holds paired intervals of one method minus each other.
+
+    Args:
+        folders: method -> folder of predictions.
+        truth: folder of truth files.
+        iou: overlap of a hit.
+        resample: "patients" or "images".
+        draws: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `Evaluate.run`.
+    """
+    classes, found, drawn = girih_metrics.read_classes(truth), {}, {}
+    for name, folder in folders.items():
+        cases = girih_metrics.read_cases(folder, truth)
+        matches = girih_metrics.match(cases, classes=classes, iou=iou)
+        patients = len(set(matches.groups))
+        if resample == "patients" and patients < 2:
+            raise ValueError(
+                f"{truth}: all {len(cases)} cases are of one patient, so there is nothing to resample; "
+                "pass --resample images, and read the intervals as those of this patient alone"
+            )
+        drawn[name] = girih_metrics.bootstrap(
+            matches, draws=draws, seed=seed, group=resample == "patients", level=CONFIDENCE, band_fppi=CURVE_FPPI
+        ).isel(threshold=0)
+        by_class = girih_metrics.average_precision(matches).isel(threshold=0)
+        found[name] = {
+            "schema": "girih-scores/1",
+            "iou": iou,
+            "n_images": len(cases),
+            "n_patients": patients,
+            "n_objects": int(matches.gt_counted.sum()),
+            "draws": draws,
+            "seed": seed,
+            "confidence": CONFIDENCE,
+            "ap": _with_interval(drawn[name], "ap"),
+            "froc": _with_interval(drawn[name], "froc"),
+            "per_class": {label: _class_scores(by_class.sel({"class": label})) for label in classes},
+            "froc_curve": _curve(drawn[name]),
+            "cases": {case["case_id"]: _hits(matches, case) for case in cases},
+            "notes": _notes(resample, len(cases), patients),
+        }
+    for name, scores in found.items():
+        others = [other for other in found if other != name]
+        scores["difference"] = {other: _difference(drawn[name], drawn[other]) for other in others}
+    return found
 
 
-def scores_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return one row per method for the terminal."""
+def scores_path(folder: Path) -> Path:
+    """Return where the scores of a folder of predictions are kept: beside it."""
+    return folder.with_name(f"{folder.name}.scores.json")
+
+
+def show(scores: Mapping[str, Scores]) -> None:
+    """Print one row per method, and what the reader has to know of the numbers."""
     first = next(iter(scores.values()))
-    title = f"{first['n_images']} images, {first['n_objects']} objects, IoU >= {first['iou']}"
+    title = f"{first['n_images']} images, {first['n_objects']} objects, IoU >= {first['iou']:g}"
     table = Table("", "AP [95 %]", "FROC [95 %]", title=title)
     for name, row in scores.items():
         table.add_row(name, _shown(row["ap"]), _shown(row["froc"]))
-    return table
+    for name, row in list(scores.items())[1:]:
+        for other, difference in list(row["difference"].items())[:1]:
+            table.add_row(f"{name} minus {other}", _shown(difference["ap"]), _shown(difference["froc"]))
+    console = Console()
+    console.print(table)
+    for note in first["notes"]:
+        console.print(f"note: {note}")
 
 
-def _hits(matches: girih_metrics.Matches, case: Mapping[str, Any]) -> dict[str, list[bool]]:
+def _notes(resample: str, images: int, patients: int) -> list[str]:
+    notes = [f"intervals: percentile bootstrap over {resample}"]
+    if resample == "images" and patients < images:
+        notes.append(f"{images} images of {patients} patient(s): the intervals understate the spread over patients")
+    return notes
+
+
+def _hits(matches: girih_metrics.Matches, case: girih_metrics.Case) -> dict[str, list[bool]]:
     rows = matches.outcome(case["case_id"])
     tp, found = set(rows["tp"].tolist()), set(rows["found"].tolist())
     return {
@@ -125,9 +150,31 @@ def _hits(matches: girih_metrics.Matches, case: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _with_interval(drawn: Any, name: str) -> dict[str, float | None]:
-    low, high = (_number(value) for value in drawn[f"{name}_interval"])
-    return {"value": _number(drawn[f"{name}_point"]), "low": low, "high": high}
+def _class_scores(one_class: xr.Dataset) -> dict[str, float | int | None]:
+    return {"ap": _number(one_class["ap_class"]), "n_objects": int(one_class["n_objects"])}
+
+
+def _curve(drawn: xr.Dataset) -> dict[str, list[Any]]:
+    low, high = drawn["band_interval"].transpose("bound", "band_fppi")
+    columns = {"sensitivity": drawn["band_point"], "low": low, "high": high}
+    return {"fppi": list(CURVE_FPPI), **{name: [_number(value) for value in row] for name, row in columns.items()}}
+
+
+def _with_interval(drawn: xr.Dataset, name: str) -> dict[str, float | None]:
+    low, high = drawn[f"{name}_interval"].transpose("bound", ...)
+    return {"value": _number(drawn[f"{name}_point"]), "low": _number(low), "high": _number(high)}
+
+
+def _difference(mine: xr.Dataset, other: xr.Dataset) -> dict[str, dict[str, float | None]]:
+    """Paired differences: draw b of one method minus draw b of the other."""
+    scores = {}
+    for name in ("ap", "froc"):
+        low, high = girih_metrics.percentile_interval(mine[name] - other[name], level=CONFIDENCE).transpose(
+            "bound", ...
+        )
+        value = mine[f"{name}_point"] - other[f"{name}_point"]
+        scores[name] = {"value": _number(value), "low": _number(low), "high": _number(high)}
+    return scores
 
 
 def _number(value: Any) -> float | None:
@@ -136,6 +183,6 @@ def _number(value: Any) -> float | None:
 
 
 def _shown(score: Mapping[str, float | None]) -> str:
-    if score["value"] is None:
+    if any(value is None for value in score.values()):
         return "undefined"
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"

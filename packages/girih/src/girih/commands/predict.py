@@ -15,7 +15,6 @@ from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
 from girih.plans import Plan, plan_from_json
 from girih.runs import RunFolder, write_json
-from girih_data3d.prepare import Prepared
 from girih_detectors import RetinaUNet
 from girih_detectors.inference import detect_volume, restore
 
@@ -106,7 +105,7 @@ def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any]]:
     return detector, plan, config
 
 
-def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, Prepared]]]:
+def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, girih_data3d.Prepared]]]:
     """Return for each case a function that gives (image, prepared), the scan prepared as the training data were."""
     spec = girih_data3d.PrepareSpec.from_json(config["prepare"])
     if (data / "cases").is_dir():
@@ -118,14 +117,14 @@ def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[A
     return {source.case_id: partial(_from_files, source, spec, config["in_channels"]) for source in sources}
 
 
-def _from_store(store: girih_data3d.Store, case_id: str) -> tuple[Any, Prepared]:
+def _from_store(store: girih_data3d.Store, case_id: str) -> tuple[Any, girih_data3d.Prepared]:
     case = store[case_id]
     return case.lazy(), case.prepared
 
 
 def _from_files(
     source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec, in_channels: int
-) -> tuple[Any, Prepared]:
+) -> tuple[Any, girih_data3d.Prepared]:
     image, prepared = girih_data3d.prepare_scan(girih_data3d.read_source(source), spec)
     if image.shape[0] != in_channels:
         raise ValueError(f"{source.case_id} has {image.shape[0]} channels, the model takes {in_channels}")
