@@ -69,6 +69,8 @@ def test_missing_key_and_duplicate_case(make_case, cube):
         ({"assignment": "best"}, "assignment is 'best'"),
         ({"duplicates": "tp"}, "duplicates is 'tp'"),
         ({"max_detections": 0}, "max_detections is 0"),
+        ({"unit": "cm"}, "unit is 'cm'"),
+        ({"unit": "mm", "criterion": "point_in_mask"}, "wanted points in voxels"),
         ({"criterion": "mask_iou"}, "'scan7': mask_iou needs"),
         ({"criterion": "point_in_mask"}, "'scan7': point_in_mask needs"),
     ],

@@ -19,11 +19,13 @@ def files(case_a, tmp_path):
 def test_evaluate(files, capsys):
     out, plot = files / "scores.nc", files / "froc.png"
     command = ["evaluate", str(files / "good"), str(files / "truth"), "--draws", "50", "--min-score", "0.65"]
+    command.append("--nndetection-compat")
     assert main([*command, "--size-edges", "0", "50", "inf", "--plot", str(plot), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "protocol paper: 4 images (1 without objects), 4 patients, 3 objects" in text
     assert "mAP@0.1                  0.2990  [" in text
     assert "from score 0.65 on, at threshold 0.1: sensitivity 0.3333, precision 0.2500" in text
+    assert "AP_IoU_0.10_MaxDet_100                   0.2990" in text
     assert "size 0 to 50 voxel, 3 objects: mAP@0.1 0.2990" in text
     assert plot.read_bytes().startswith(b"\x89PNG")
     with xr.open_dataset(out, engine="scipy") as result:

@@ -11,7 +11,7 @@ from girih_metrics import bca_interval, bootstrap, iou_range, leave_one_out, mat
 @pytest.mark.parametrize("method", ["percentile", "BCa"])
 def test_intervals_equal_scipys(method):
     data = np.random.default_rng(5).lognormal(size=23)
-    result = stats.bootstrap((data,), np.mean, method=method, n_resamples=499, rng=np.random.default_rng(1))
+    result = stats.bootstrap((data,), np.mean, method=method, n_resamples=499)
     draws = xr.DataArray(result.bootstrap_distribution, dims="draw")
     if method == "percentile":
         found = percentile_interval(draws)

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 
 from girih_metrics import compare, preset, ranking, score_methods
-
-pytest.importorskip("matplotlib", reason="figures need matplotlib, the extra `plot`")
-
 from girih_metrics.plots import (
     plot_critical_difference,
     plot_froc,

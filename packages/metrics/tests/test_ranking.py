@@ -168,3 +168,10 @@ def test_table_layout():
     assert rank_table(missing).splitlines()[2] == ("| a | <u>**50.00**</u> | - | - | <u>**1.50**</u> |")
     with pytest.raises(ValueError, match=r"families lack \['b'\]"):
         rank_table(missing, families={"a": "x"})
+
+
+def test_results_save_as_zarr(case_a, tmp_path):
+    scores = score_methods(methods_of(case_a), draws=3)
+    save(scores, tmp_path / "scores.zarr")
+    with xr.open_zarr(tmp_path / "scores.zarr") as loaded:
+        xr.testing.assert_equal(loaded.load(), scores)

@@ -9,6 +9,7 @@ import xarray as xr
 
 from girih_metrics.compare import compare
 from girih_metrics.formats import FORMATS, Loaded, read_format, write_format
+from girih_metrics.nndetection import nndetection_compat
 from girih_metrics.operating import operating_point
 from girih_metrics.preset import Preset
 from girih_metrics.protocols import PRESETS, evaluate, preset
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(one)
     one.add_argument("--min-score", type=float, help="also print sensitivity, precision, F1 from this score on")
     one.add_argument("--size-edges", type=float, nargs="+", help="also print the scores by object size")
+    one.add_argument("--nndetection-compat", action="store_true", help="also print nnDetection's own raw numbers")
     one.add_argument("--plot", type=Path, help="write the FROC curve here (.png, .pdf, .svg; needs matplotlib)")
     one.set_defaults(run=_evaluate)
     many = commands.add_parser("compare", help="compare methods on the same cases: paired differences, p-values")
@@ -70,9 +72,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     loaded = read_format(options.format, options.predictions, options.truth, unit=options.unit)
-    rules = preset(options.protocol)
+    rules = preset(options.protocol).with_rules(unit=loaded.unit)
     result = _score(loaded, rules, options)
     sys.stdout.write(_summary(result) + _score_lines(result))
+    if options.nndetection_compat:
+        raw = nndetection_compat(loaded.cases, classes=loaded.classes)
+        sys.stdout.write("".join(f"  {key:<40} {value:.4f}\n" for key, value in raw.items()))
     matches = None
     if options.min_score is not None or options.size_edges or options.plot:
         matches = rules.match(loaded.cases, classes=loaded.classes)

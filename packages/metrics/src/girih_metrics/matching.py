@@ -27,6 +27,7 @@ def match(
     ignored: Literal["absorb", "once"] = "absorb",
     max_detections: int | None = 100,
     order: Literal["content", "given"] = "content",
+    unit: Literal["voxel", "mm"] = "voxel",
 ) -> Matches:
     """Pair the predictions of every case with its objects, class by class.
 
@@ -51,6 +52,7 @@ def match(
         order: what decides between equals. "content": of equal scores the closer prediction comes first; equally
             close objects go by coordinates. "given": the order of the arrays, and the last of equally close objects,
             as nnDetection and COCO do.
+        unit: of boxes, centres, diameters and points; written down in the result. Masks are always on voxels.
 
     Raises:
         ValueError: bad cases (see `check_cases`), thresholds or switches.
@@ -64,9 +66,12 @@ def match(
         ("boundary", boundary, ("inclusive", "exclusive")),
         ("ignored", ignored, ("absorb", "once")),
         ("order", order, ("content", "given")),
+        ("unit", unit, ("voxel", "mm")),
     ):
         if value not in wanted:
             raise ValueError(f"{name} is {value!r}; wanted one of {wanted}")
+    if unit == "mm" and criterion == "point_in_mask":
+        raise ValueError("unit is 'mm', criterion is 'point_in_mask'; wanted points in voxels, as the masks are")
     if max_detections is not None and max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}; wanted None or at least 1")
     rules = _Rules(
@@ -93,6 +98,7 @@ def match(
         "ignored": ignored,
         "max_detections": str(max_detections),
         "order": order,
+        "unit": unit,
     }
     return collected.matches(names, thresholds, checked, tuple(settings.items()))
 

@@ -67,7 +67,7 @@ def save(result: xr.Dataset, path: Path | str) -> None:
     if target.suffix == ".nc":
         result.to_netcdf(target, engine="scipy")
     elif target.suffix == ".zarr":
-        result.to_zarr(target, mode="w")
+        result.to_zarr(target, mode="w", zarr_format=2)  # version 3 has no stable strings yet
     elif target.suffix == ".csv":
         target.write_text(long_csv(result), encoding="utf-8")
     else:
