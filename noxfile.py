@@ -39,6 +39,12 @@ def sources(*packages: str) -> list[str]:
     return [f"./packages/{name}{extras.get(name, '')}" for name in wanted]
 
 
+def everything(session: nox.Session) -> None:
+    """All six packages, the third party's of the tests, and what tests need."""
+    group = nox.project.dependency_groups(project("girih"), "test")
+    pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *group, "nox")
+
+
 def pytest(session: nox.Session, *args: str, typed: str | None = None, env: dict[str, str] | None = None) -> None:
     """Run pytest, with run-time checks of shapes and types in `typed` (comma-separated modules) if given."""
     checks = [f"--jaxtyping-packages={typed},beartype.beartype"] if typed else []
@@ -81,9 +87,7 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """The pieces together: tests/ with all six packages."""
-    pip_install(
-        session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test")
-    )
+    everything(session)
     pytest(session, "tests", "-m", "not long")
 
 
@@ -115,9 +119,7 @@ def floor(session: nox.Session, package: str) -> None:
 @nox.session
 def long(session: nox.Session) -> None:
     """What takes longer than a few minutes: trainings with controls, full matrices."""
-    pip_install(
-        session, *sources(*PACKAGES), "./tests/plugin_example", *nox.project.dependency_groups(project("girih"), "test")
-    )
+    everything(session)
     for package in PACKAGES:
         session.run("python", "-m", "pytest", "-q", f"packages/{package}/tests", "-m", "long", success_codes=[0, 5])
     session.run("python", "-m", "pytest", "-q", "tests", "-m", "long", success_codes=[0, 5])

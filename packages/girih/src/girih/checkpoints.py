@@ -81,7 +81,9 @@ def load_checkpoint(
     weights: dict[str, Any] = dict(load_model(checkpoint))
     set_model_state_dict(model, weights, options=FULL)
     train = _load(checkpoint / "train.pt")
-    set_optimizer_state_dict(model, optimizer, train["optimizer"], options=FULL)
+    # torch cannot spread an optimiser state without tensors (SGD without momentum) over processes, nor does it have to.
+    options = FULL if train["optimizer"]["state"] else StateDictOptions()
+    set_optimizer_state_dict(model, optimizer, train["optimizer"], options=options)
     if accelerator.scaler is not None and "scaler" in train:
         accelerator.scaler.load_state_dict(train["scaler"])
     random = _load(checkpoint / f"rng_{accelerator.process_index}.pt")

@@ -185,10 +185,10 @@ def _is_description(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("class"), str) and isinstance(value.get("kwargs"), dict)
 
 
-def _is_number(value: Any, kind: Any, low: float) -> bool:
+def _is_number(value: Any, kind: Any, low: float | int) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value >= low
 
 
-def _is_list(value: Any, kind: Any, length: int | None, low: float) -> bool:
+def _is_list(value: Any, kind: Any, length: int | None, low: float | int) -> bool:
     right_length = isinstance(value, list) and (len(value) == length if length else len(value) > 0)
     return right_length and all(_is_number(item, kind, low) for item in value)

@@ -61,7 +61,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(target, config)
 
-    def log(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, float | int]) -> None:
         """Append one row to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

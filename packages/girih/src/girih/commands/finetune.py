@@ -14,7 +14,7 @@ from girih.batches import first_case, images_and_targets, make_batches
 from girih.loop import Recipe, make_accelerator, train
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
-from girih.runs import RunFolder, run_config, write_json
+from girih.runs import RunFolder, run_config, write_text
 from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
@@ -92,7 +92,7 @@ class Finetune:
         )
         folder.start(config, resume=self.resume, main=accelerator.is_main_process)
         if transfer is not None and accelerator.is_main_process:
-            write_json(folder.path / "transfer.json", transfer)
+            write_text(folder.path / "transfer.json", transfer)
         if self.trackers:
             accelerator.init_trackers("girih", config=config["settings"])
         train(
@@ -118,7 +118,7 @@ class Finetune:
             on_checkpoint=lambda model, step: None,
         )
 
-    def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> object:
+    def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> str:
         report, warnings = initialise(
             detector,
             Path(str(self.weights)),

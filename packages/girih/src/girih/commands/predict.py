@@ -33,8 +33,8 @@ class Predict:
     """Average over the 8 mirrored images; 8 times the work."""
     overlap: float = 0.5
     """Overlap of neighbouring tiles."""
-    tile_batch: int = 1
-    """Tiles per forward pass."""
+    tile_batch: int = 2
+    """Tiles per forward pass. On a CPU, torch's convolutions are several times slower for a single one."""
     resume: bool = False
     """Keep the predictions that are already in --out, and make the others."""
     device: Literal["auto", "cpu"] = "auto"

@@ -1,0 +1,69 @@
+"""What the README tells people to type works as written (with small sizes added)."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import noxfile
+import pytest
+
+import girih_data3d
+from girih.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = {
+    "prepare": [],
+    "pretrain": ["--patch-zyx", "32", "32", "32", "--batch-size", "2", "--steps", "2"],
+    "finetune": ["--steps", "2", "--warmup-steps", "1"],
+    "predict": ["--no-mirror", "--device", "cpu"],
+    "evaluate": ["--draws", "20"],
+}
+
+
+def test_the_commands_on_own_scans(
+    raw: Path, plan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("labelled/train", "labelled/test"):
+        shutil.copytree(raw, tmp_path / name)
+    (tmp_path / "unlabelled").mkdir()
+    for number in range(2):
+        shutil.copy(raw / f"case{number}.nii.gz", tmp_path / "unlabelled")
+    monkeypatch.chdir(tmp_path)
+    lines = [shlex.split(line) for line in README.splitlines() if line.startswith("girih ")]
+    assert [line[1] for line in lines] == ["prepare"] * 3 + ["pretrain", "finetune", "predict", "evaluate"]
+    for line in lines:
+        training = ["--plan", plan, "--workers", "0", "--device", "cpu"] if line[1] in ("pretrain", "finetune") else []
+        code = main([*line[1:], *SMALL[line[1]], *training])
+        assert code == 0, capsys.readouterr().err
+    scores = json.loads((tmp_path / "predictions" / "retina.scores.json").read_text())
+    assert scores["n_images"] == 3
+    assert (tmp_path / "runs" / "mae" / "progress.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "runs" / "retina" / "transfer.json").read_text())["counts"]["loaded"] > 0
+
+
+def test_the_manifest_it_shows_is_a_manifest(raw: Path, tmp_path: Path) -> None:
+    text = re.search(r"```json\n(.*?)```", README, re.DOTALL)
+    assert text is not None
+    (tmp_path / "dataset.json").write_text(text.group(1))
+    shutil.copy(raw / "case1.nii.gz", tmp_path / "p01.nii.gz")
+    shutil.copy(raw / "case1_instances.nii.gz", tmp_path / "p01_objects.nii.gz")
+    dataset = girih_data3d.read_manifest(tmp_path)
+    assert dataset.sources[0].instance_classes == {1: 0, 2: 0}
+    assert girih_data3d.prepare_case(
+        dataset.sources[0], tmp_path / "out", girih_data3d.PrepareSpec(), classes=dataset.classes
+    ) == "done"  # fmt: skip
+
+
+def test_the_sessions_and_commands_it_names_exist() -> None:
+    text = README + (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "packages/girih/README.md").read_text()
+    for name in re.findall(r"nox -s \"?([a-z]+)", text):
+        assert hasattr(noxfile, name)
+    for name in re.findall(r"`girih ([a-z]+)", text):
+        assert name in COMMANDS
+    assert "nox -s demo" in README
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "python -m pip install nox && nox" in README
+    assert "python -m pip install nox && nox" in ci
