@@ -29,6 +29,7 @@ def test_bca_exists_where_all_draws_agree_or_fall_on_one_side():
     found = bca_interval(draws, point, left_out)
     assert found.sel(k=0).values.tolist() == [1, 1]
     assert np.isfinite(found).all()
+    assert bca_interval(draws, point, left_out * np.nan).equals(found)
 
 
 def test_nan_draws_are_left_out():

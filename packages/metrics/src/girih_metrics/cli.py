@@ -96,7 +96,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         from girih_metrics.plots import plot_froc  # matplotlib is an extra
 
         first = matches.at(float(matches.thresholds[0]))
-        figure = plot_froc({options.predictions.stem: first}, draws=options.draws, seed=options.seed)
+        figure = plot_froc(
+            {options.predictions.stem: first},
+            draws=options.draws,
+            seed=options.seed,
+            group=not options.images,
+            level=options.level,
+        )
         figure.savefig(options.plot, dpi=150)
     if options.out:
         save(result, options.out)

@@ -34,8 +34,9 @@ def bca_interval(
 ) -> xr.DataArray:
     """Return the bias-corrected and accelerated interval.
 
-    NaN draws are left out. The share of draws below the point is kept half a draw away from 0 and 1, so that the
-    interval exists when every draw falls on one side.
+    NaN draws are left out, and so are NaN scores without a group; without any of those there is no acceleration. The
+    share of draws below the point is kept half a draw away from 0 and 1, so that the interval exists when every draw
+    falls on one side.
 
     Args:
         values: with a dimension draw.
@@ -57,7 +58,8 @@ def bca_interval(
         below = np.mean(draws < whole[index]) + np.mean(draws == whole[index]) / 2
         bias = ndtri(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
         single = np.asarray([row[index] for row in jackknife])
-        apart = np.nanmean(single) - single[~np.isnan(single)]
+        single = single[~np.isnan(single)]
+        apart = single.mean() - single if len(single) else single
         spread = (apart**2).sum() ** 1.5
         acceleration = (apart**3).sum() / (6 * spread) if spread > 0 else 0.0
         shifted = bias + normal

@@ -1,6 +1,7 @@
 """Match predictions with objects once; everything after counts from the result."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -75,14 +76,14 @@ def match(
     if max_detections is not None and max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}; wanted None or at least 1")
     rules = _Rules(
-        closeness(criterion, fixed_radius=distance is not None),
-        cut(criterion, thresholds),
-        assigner(assignment),
-        boundary == "inclusive",
-        duplicates == "false_positive",
-        ignored == "absorb",
-        max_detections,
-        order == "content",
+        measure=closeness(criterion, fixed_radius=distance is not None),
+        cuts=cut(criterion, thresholds)[:, None, None],
+        assign=assigner(assignment),
+        inclusive=boundary == "inclusive",
+        duplicates_count=duplicates == "false_positive",
+        absorb=ignored == "absorb",
+        max_detections=max_detections,
+        by_content=order == "content",
     )
     checked = check_cases(cases, len(names))
     collected = _Collected(len(thresholds))
@@ -103,21 +104,16 @@ def match(
     return collected.matches(names, thresholds, checked, tuple(settings.items()))
 
 
+@dataclass(frozen=True)
 class _Rules:
-    def __init__(
-        self,
-        measure: Closeness,
-        cuts: Float64[np.ndarray, " t"],
-        assign: Assigner,
-        inclusive: bool,
-        duplicates_count: bool,
-        absorb: bool,
-        max_detections: int | None,
-        by_content: bool,
-    ) -> None:
-        self.measure, self.cuts, self.assign = measure, cuts[:, None, None], assign
-        self.inclusive, self.duplicates_count = inclusive, duplicates_count
-        self.absorb, self.max_detections, self.by_content = absorb, max_detections, by_content
+    measure: Closeness
+    cuts: Float64[np.ndarray, "t 1 1"]
+    assign: Assigner
+    inclusive: bool
+    duplicates_count: bool
+    absorb: bool
+    max_detections: int | None
+    by_content: bool
 
     def pair(
         self, value: Float64[np.ndarray, "n m"], counted: Bool[np.ndarray, " m"]
