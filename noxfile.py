@@ -150,6 +150,13 @@ def demo(session: nox.Session) -> None:
     session.run("girih", "demo", "--out", "demo", *session.posargs)
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into docs/_build."""
+    pip_install(session, *sources(*PACKAGES), "sphinx", "myst-parser")
+    session.run("sphinx-build", "-q", "-b", "html", "docs", "docs/_build")
+
+
 @nox.session(venv_backend="none")
 def changed(session: nox.Session) -> None:
     """Run only what a diff touches: `nox -s changed -- BASE` (default origin/main)."""

@@ -87,7 +87,7 @@ class Case:
             raw: return the stored values; intensity = value * `scale` + `offset`.
 
         Returns:
-            (C, *size), float32, or the stored type if `raw`.
+            `(C, *size)`, float32, or the stored type if `raw`.
 
         Raises:
             CorruptCaseError: the data fail a check.
