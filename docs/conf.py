@@ -1,4 +1,4 @@
-"""Sphinx configuration: `nox -s docs` builds docs/_build/index.html from the docstrings and the pages beside this file."""
+"""Sphinx: `nox -s docs` builds docs/_build/index.html from the docstrings and the pages beside this file."""
 
 project = "girih"
 author = "The girih developers"

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from girih.checkpoints import latest_checkpoint, load_checkpoint, load_model, save_checkpoint
-from girih.loop import make_accelerator
+from girih.loop import Training
+from girih.runs import RunFolder
 
 
 def make() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -29,8 +30,8 @@ def state(step: int, world: int = 1, sha256: str = "a") -> dict:
 
 
 @pytest.fixture
-def accelerator() -> Accelerator:
-    return make_accelerator(device="cpu", precision="no")
+def accelerator(tmp_path: Path) -> Accelerator:
+    return Training(device="cpu").make_accelerator(RunFolder(tmp_path))
 
 
 def test_going_on_from_a_checkpoint_is_going_on(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from girih.loop import Recipe, make_accelerator, to_device, train
+from girih.loop import Recipe, Training, to_device, train
 from girih.runs import RunFolder
 
 
@@ -32,23 +32,22 @@ def run(
     """Train one weight towards a number per batch; returns what was exported, as `step:weight`."""
     model, exported = nn.Linear(1, 1, bias=False), []
     nn.init.constant_(model.weight, 0.5)
-    config = {"settings": {"seed": 0}}
-    settings = {"accelerator": make_accelerator(device="cpu", precision="no"), "folder": RunFolder(tmp_path)}
-    tmp_path.mkdir(exist_ok=True)
+    config = {"schema": "girih-run/1", "settings": {"seed": 0}}
+    training, folder = Training(device="cpu", checkpoint_every=2, resume=resume), RunFolder(tmp_path)
     train(
         model,
         lambda start: ({"x": torch.full((1, 1), value), "seed": torch.zeros(1)} for value in batches[start:]),
         lambda net, batch: {"loss": net(batch["x"]).square().sum(), "twice": 2 * net(batch["x"]).sum().detach()},
         Recipe(steps=len(batches), lr=0.1, momentum=0.0, weight_decay=0.0, **changes),
         model.parameters(),
+        training=training,
+        accelerator=training.make_accelerator(folder),
+        folder=folder,
         config=config,
         batch_size=1,
         n_per_epoch=10,
-        checkpoint_every=2,
-        resume=resume,
         title="test",
         on_checkpoint=lambda net, step: exported.append(f"{step}:{net.weight.item():.4f}"),
-        **settings,
     )
     return exported
 

@@ -4,19 +4,25 @@ from pathlib import Path
 
 import pytest
 
-from girih.runs import RunFolder, config_sha256, read_json, run_config, write_json
+from girih.atomic import write_json
+from girih.runs import RunFolder, config_sha256, read_json, run_config
 
 
 @dataclass(frozen=True)
-class Command:
-    out: Path
+class Training:
     seed: int = 0
     workers: int = 0
     resume: bool = False
 
 
+@dataclass(frozen=True)
+class Command:
+    out: Path
+    training: Training
+
+
 def config(tmp_path: Path, **settings) -> dict:
-    return run_config(Command(tmp_path, **settings))
+    return run_config(Command(tmp_path, Training(**settings)))
 
 
 def test_a_run_folder_refuses_a_second_run_unless_it_resumes(tmp_path: Path) -> None:
@@ -30,7 +36,7 @@ def test_a_run_folder_refuses_a_second_run_unless_it_resumes(tmp_path: Path) -> 
 def test_resuming_another_run_names_the_field(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.start(config(tmp_path), resume=False, main=True)
-    with pytest.raises(ValueError, match="cannot resume with another seed: found 0, asked for 1"):
+    with pytest.raises(ValueError, match=r"cannot resume with another training\.seed: found 0, asked for 1"):
         folder.start(config(tmp_path, seed=1), resume=True, main=True)
 
 

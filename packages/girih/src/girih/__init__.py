@@ -4,7 +4,12 @@ Every command is a frozen dataclass with a `run()`, importable from `girih.comma
 imports nothing heavy.
 """
 
-from importlib.metadata import version
-
-__version__ = version("girih")
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("girih")
+    raise AttributeError(f"module 'girih' has no attribute {name!r}")

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from girih.runs import read_json, write_json, write_text
+from girih.atomic import write_json, write_text
+from girih.runs import read_json
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 KEEP = 2  # the newest, and one before it should a disk lose the newest

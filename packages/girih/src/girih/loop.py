@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from girih.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from girih.report import progress_png
-from girih.runs import RunFolder, config_sha256
+from girih.runs import RunFolder, config_sha256, flat
 
 Batch = dict[str, Any]
 STAYS_ON_CPU = {"seed", "index", "start", "affine"}
@@ -61,21 +61,35 @@ class Recipe:
         )
 
 
-def make_accelerator(
-    *, device: str, precision: str, trackers: tuple[str, ...] = (), folder: RunFolder | None = None
-) -> Accelerator:
-    """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun.
+@dataclass(frozen=True)
+class Training:
+    """How a training runs."""
 
-    Raises:
-        ValueError: another accelerator with other settings is in use in this process, or a tracker is not installed.
-    """
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=precision,
-        log_with=list(trackers) or None,
-        project_dir=None if folder is None else str(folder.path),
-    )
+    seed: int = 0
+    """Decides the initial weights, the patches and their augmentation."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    checkpoint_every: int = 2500
+    """Steps between checkpoints."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU where there is one."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision."""
+    workers: int = 4
+    """Loader processes; 0: load in the training process."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
+
+    def make_accelerator(self, folder: RunFolder) -> Accelerator:
+        """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun."""
+        # Accelerate keeps one state per process; a second training in the same process may have other settings.
+        AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+        return Accelerator(
+            cpu=self.device == "cpu",
+            mixed_precision=self.precision,
+            log_with=list(self.trackers) or None,
+            project_dir=str(folder.path),
+        )
 
 
 def train(
@@ -85,13 +99,12 @@ def train(
     recipe: Recipe,
     groups: Iterable[Any],
     *,
+    training: Training,
     accelerator: Accelerator,
     folder: RunFolder,
     config: Mapping[str, Any],
     batch_size: int,
     n_per_epoch: int,
-    checkpoint_every: int,
-    resume: bool,
     title: str,
     on_checkpoint: Callable[[nn.Module, int], None],
 ) -> nn.Module:
@@ -103,25 +116,27 @@ def train(
         losses_of: (wrapped model, batch) -> {"loss": scalar, other names: detached scalars}.
         recipe: steps, learning rate, optimiser.
         groups: parameter groups of `model`.
-        accelerator: device, precision and rank.
-        folder: where metrics, plot and checkpoints go.
-        config: the run's config, whose hash a checkpoint carries.
+        training: when to write checkpoints, whether to resume, which trackers.
+        accelerator: device, precision and rank; from `training.make_accelerator`.
+        folder: where config, metrics, plot and checkpoints go.
+        config: the content of config.json; a checkpoint carries its hash.
         batch_size: samples per step over all processes.
         n_per_epoch: samples per epoch, for the record.
-        checkpoint_every: steps between checkpoints; the last step always writes one.
-        resume: go on from the newest checkpoint, if there is one.
         title: what the progress bar says.
         on_checkpoint: called on the main process after each checkpoint with the unwrapped model and the step.
 
     Raises:
-        ValueError: the checkpoint does not belong to this run.
+        ValueError: the folder holds another run, or one that is not to be resumed.
         RuntimeError: the loss is no longer finite.
     """
+    folder.start(config, resume=training.resume, main=accelerator.is_main_process)
+    if training.trackers:
+        accelerator.init_trackers("girih", config=flat(config["settings"]))
     optimiser = recipe.make_optimiser(groups)
     model, optimiser = accelerator.prepare(model, optimiser)
     plain_model: nn.Module = accelerator.unwrap_model(model)
     sha256, step, seconds = config_sha256(config), 0, 0.0
-    if resume and (checkpoint := latest_checkpoint(folder.checkpoints)):
+    if training.resume and (checkpoint := latest_checkpoint(folder.checkpoints)):
         state = load_checkpoint(checkpoint, accelerator, model, optimiser, sha256)
         step, seconds = state["step"], state["seconds"]
     started = step
@@ -170,7 +185,7 @@ def train(
                 folder.log({"step": step, **row, "lr": lr, "seconds": round(seconds, 3)})
             accelerator.log(row, step=step)
             progress.update(bar, completed=step, loss=f"loss {row['loss']:.4f}")
-            if step % checkpoint_every == 0 and step < recipe.steps:
+            if step % training.checkpoint_every == 0 and step < recipe.steps:
                 checkpoint_now()
             elif accelerator.is_main_process and time.monotonic() - plotted > SECONDS_BETWEEN_PLOTS:
                 progress_png(folder.metrics, folder.path / "progress.png")

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from girih.atomic import write_json, write_text
 
 SCHEMA = 1
 VERSIONED = (
@@ -22,7 +23,11 @@ VERSIONED = (
     "numpy",
     "zarr",
 )
-FREE_TO_CHANGE = {"resume", "workers", "checkpoint_every", "device", "out"}  # these never change what is computed
+# These never change what is computed.
+FREE_TO_CHANGE = {
+    "out",
+    *(f"training.{name}" for name in ("resume", "workers", "checkpoint_every", "device", "trackers")),
+}
 
 
 class RunFolder:
@@ -53,9 +58,10 @@ class RunFolder:
             found, wanted = self.config, json.loads(json.dumps(config))
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; pass --resume to go on with it, or another --out")
-            for field in sorted(set(found["settings"]) | set(wanted["settings"]) - FREE_TO_CHANGE):
-                old, new = found["settings"].get(field), wanted["settings"].get(field)
-                if old != new and field not in FREE_TO_CHANGE:
+            before, now = _deciding(found), _deciding(wanted)
+            for field in sorted(before | now):
+                old, new = before.get(field), now.get(field)
+                if old != new:
                     raise ValueError(f"{target}: cannot resume with another {field}: found {old!r}, asked for {new!r}")
         elif main:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,8 +92,15 @@ def run_config(command: Any, **more: Any) -> dict[str, Any]:
 
 def config_sha256(config: Mapping[str, Any]) -> str:
     """Hash of the settings that decide what is computed."""
-    settings = {key: value for key, value in config["settings"].items() if key not in FREE_TO_CHANGE}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode()).hexdigest()
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level, with names like training.seed."""
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return rows
 
 
 def versions() -> dict[str, str]:
@@ -132,22 +145,9 @@ def read_json(path: Path, schema: str, what: str) -> dict[str, Any]:
     return dict(content)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all. NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what is computed."""
+    return {name: value for name, value in flat(config["settings"]).items() if name not in FREE_TO_CHANGE}
 
 
 def _step(line: str) -> int:

@@ -5,29 +5,28 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 import girih_data3d
+from girih.atomic import write_json
 from girih.commands.evaluate import evaluate, scores_path, show
 from girih.commands.finetune import Finetune
 from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
 from girih.commands.pretrain import Pretrain
 from girih.commands.samples import fetch_with_progress
-from girih.loop import Recipe
+from girih.loop import Recipe, Training
 from girih.plans import PRESETS
 from girih.report import Arm, write_report
-from girih.runs import versions, write_json
+from girih.runs import versions
 from girih.samples.lidc_in_ct import write_lidc_in_ct
 from girih_ssl.mae import MAEConfig
 
 MAE_PATCH = (48, 48, 48)
 PLAN = PRESETS["demo"]
 SPACING_MM = 2.0
-SMALL: dict[str, Any] = {"resume": True, "checkpoint_every": 60, "device": "cpu", "workers": 0}
 ARMS = {"from scratch": "scratch", "pre-trained (MAE)": "pretrained"}
 
 
@@ -73,6 +72,7 @@ class Demo:
 
         console.print("[bold]2/5[/] pre-training on unlabelled scans")
         runs = self.out / "runs"
+        training = Training(seed=self.seed, resume=True, checkpoint_every=50, device="cpu", workers=0)
         Pretrain(
             data=self.out / "unlabelled",
             out=runs / "pretrain",
@@ -81,8 +81,7 @@ class Demo:
             patch_zyx=MAE_PATCH,
             batch_size=4,
             recipe=Recipe(steps=self.pretrain_steps, lr=1e-2, momentum=0.99, clip_norm=12.0),
-            seed=self.seed,
-            **SMALL,
+            training=training,
         ).run()
         console.print("[bold]3/5[/] fine-tuning, from scratch and from the pre-trained encoder")
         for name in ARMS.values():
@@ -97,8 +96,7 @@ class Demo:
                 ),
                 augmentation="none",
                 object_fraction=0.67,
-                seed=self.seed,
-                **SMALL,
+                training=training,
             ).run()
         console.print("[bold]4/5[/] predicting the unseen CT, scoring")
         folders = {title: self.out / "predictions" / name for title, name in ARMS.items()}
@@ -138,8 +136,9 @@ class Demo:
                 "command": shlex.join(["girih", *sys.argv[1:]]),
                 "seed": str(self.seed),
                 "minutes": f"{minutes:.1f}",
-                "pre-training": f"MAE, {self.pretrain_steps} steps, batch 4, patch {MAE_PATCH[0]}^3 at {SPACING_MM:g} mm",
-                "fine-tuning": f"Retina U-Net, {self.finetune_steps} steps, batch {PLAN.batch_size}, patch {PLAN.patch_zyx[0]}^3",
+                "voxels": f"{SPACING_MM:g} mm",
+                "pre-training": f"MAE, {self.pretrain_steps} steps, batch 4, patch {MAE_PATCH}",
+                "fine-tuning": f"{self.finetune_steps} steps, batch {PLAN.batch_size}, patch {PLAN.patch_zyx}",
                 **versions(),
             },
         )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import girih_metrics
-from girih.runs import write_json
+from girih.atomic import write_json
 
 # Where the plotted curve and its band are read: every quarter of an octave around the seven operating points.
 CURVE_FPPI = tuple(float(2**exponent) for exponent in np.arange(-4, 4.001, 0.25))

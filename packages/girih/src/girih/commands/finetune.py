@@ -9,12 +9,13 @@ from rich.console import Console
 from torch import nn
 
 import girih_data3d
+from girih.atomic import write_text
 from girih.augment import make_augmentation
 from girih.batches import first_case, images_and_targets, make_batches
-from girih.loop import Recipe, make_accelerator, train
+from girih.loop import Recipe, Training, train
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
-from girih.runs import RunFolder, run_config, write_text
+from girih.runs import RunFolder, run_config
 from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
@@ -45,20 +46,7 @@ class Finetune:
     """Train the segmentation head too; needs instance masks."""
     augmentation: Literal["base_more", "none"] = "base_more"
     """base_more: geometry and nnDetection's intensity set; none: neither."""
-    seed: int = 0
-    """Decides the initial weights, the patches and their augmentation."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --out."""
-    checkpoint_every: int = 2500
-    """Steps between checkpoints."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
-    workers: int = 4
-    """Loader processes; 0: load in the training process."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
+    training: Training = field(default_factory=Training)
 
     def run(self) -> None:
         """Train the detector.
@@ -67,15 +55,17 @@ class Finetune:
             ValueError: the data, plan, weights and run do not fit; the message says which and why.
         """
         folder = RunFolder(self.out)
-        accelerator = make_accelerator(
-            device=self.device, precision=self.precision, trackers=self.trackers, folder=folder
-        )
+        accelerator = self.training.make_accelerator(folder)
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
         if not store.classes:
             raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
         in_channels = first_case(store).shape[0]
         detector = make_detector(
-            plan, in_channels=in_channels, classes=store.classes, segmentation=self.segmentation, seed=self.seed
+            plan,
+            in_channels=in_channels,
+            classes=store.classes,
+            segmentation=self.segmentation,
+            seed=self.training.seed,
         )
         transfer = self._initialise(detector, accelerator, store) if self.weights else None
         augmentation = make_augmentation(self.augmentation)
@@ -84,17 +74,17 @@ class Finetune:
             plan.patch_zyx,
             object_fraction=self.object_fraction,
             geometry=girih_data3d.Geometry() if augmentation else None,
-            seed=self.seed,
+            seed=self.training.seed,
         )
         dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
         config = run_config(
             self, plan=plan.to_json(), prepare=store.spec.to_json(), in_channels=in_channels, classes=store.classes
         )
-        folder.start(config, resume=self.resume, main=accelerator.is_main_process)
-        if transfer is not None and accelerator.is_main_process:
-            write_text(folder.path / "transfer.json", transfer)
-        if self.trackers:
-            accelerator.init_trackers("girih", config=config["settings"])
+
+        def keep_transfer(model: nn.Module, step: int) -> None:
+            if transfer is not None:
+                write_text(folder.path / "transfer.json", transfer)
+
         train(
             detector,
             make_batches(
@@ -102,20 +92,19 @@ class Finetune:
                 batch_size=plan.batch_size,
                 steps=self.recipe.steps,
                 accelerator=accelerator,
-                workers=self.workers,
+                workers=self.training.workers,
             ),
             lambda model, batch: model(*images_and_targets(batch)),
             self.recipe,
             parameter_groups(detector, self.recipe.weight_decay),
+            training=self.training,
             accelerator=accelerator,
             folder=folder,
             config=config,
             batch_size=plan.batch_size,
             n_per_epoch=n_per_epoch,
-            checkpoint_every=self.checkpoint_every,
-            resume=self.resume,
             title="fine-tuning",
-            on_checkpoint=lambda model, step: None,
+            on_checkpoint=keep_transfer,
         )
 
     def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> str:

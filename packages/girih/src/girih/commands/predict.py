@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import girih_data3d
+from girih.atomic import write_json
 from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
 from girih.plans import Plan, plan_from_json
-from girih.runs import RunFolder, write_json
+from girih.runs import RunFolder
 from girih_detectors import RetinaUNet
 from girih_detectors.inference import detect_volume, restore
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import girih_data3d
-from girih.runs import write_json
+from girih.atomic import write_json
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import girih_backbones
 import girih_data3d
 import girih_ssl
 from girih.batches import first_case, make_batches
-from girih.loop import Recipe, make_accelerator, train
+from girih.loop import Recipe, Training, train
 from girih.networks import make_objective
 from girih.plans import load_plan
 from girih.runs import RunFolder, plain, run_config, versions
@@ -36,20 +36,7 @@ class Pretrain(Generic[Objective]):
     recipe: Recipe = field(default_factory=lambda: Recipe(steps=1_000_000, lr=1e-2, momentum=0.99, clip_norm=12.0))
     augment: bool = True
     """Rotate, scale and mirror the patches."""
-    seed: int = 0
-    """Decides the initial weights, the patches and their augmentation."""
-    resume: bool = False
-    """Go on from the newest checkpoint in --out."""
-    checkpoint_every: int = 2500
-    """Steps between checkpoints."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
-    workers: int = 4
-    """Loader processes; 0: load in the training process."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
+    training: Training = field(default_factory=Training)
 
     def run(self) -> None:
         """Train, and write encoder.safetensors at every checkpoint.
@@ -58,27 +45,22 @@ class Pretrain(Generic[Objective]):
             ValueError: the data, plan, objective and run do not fit; the message says which and why.
         """
         folder = RunFolder(self.out)
-        accelerator = make_accelerator(
-            device=self.device, precision=self.precision, trackers=self.trackers, folder=folder
-        )
+        accelerator = self.training.make_accelerator(folder)
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
         first = first_case(store)
         in_channels = first.shape[0]
         objective = make_objective(
-            self.objective, plan, patch_zyx=self.patch_zyx, in_channels=in_channels, seed=self.seed
+            self.objective, plan, patch_zyx=self.patch_zyx, in_channels=in_channels, seed=self.training.seed
         )
         n_per_epoch = STEPS_PER_EPOCH * self.batch_size
         sampler = girih_data3d.PatchSampler(
             self.patch_zyx,
             object_fraction=0.0,
             geometry=girih_data3d.Geometry() if self.augment else None,
-            seed=self.seed,
+            seed=self.training.seed,
         )
         dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch)
         config = run_config(self, plan=plan.to_json(), prepare=store.spec.to_json(), in_channels=in_channels)
-        folder.start(config, resume=self.resume, main=accelerator.is_main_process)
-        if self.trackers:
-            accelerator.init_trackers("girih", config=config["settings"])
 
         def export(model: Any, steps: int) -> None:
             girih_backbones.save_weights(
@@ -101,18 +83,17 @@ class Pretrain(Generic[Objective]):
                 batch_size=self.batch_size,
                 steps=self.recipe.steps,
                 accelerator=accelerator,
-                workers=self.workers,
+                workers=self.training.workers,
             ),
             lambda model, batch: model(batch),
             self.recipe,
             objective.parameters(),
+            training=self.training,
             accelerator=accelerator,
             folder=folder,
             config=config,
             batch_size=self.batch_size,
             n_per_epoch=n_per_epoch,
-            checkpoint_every=self.checkpoint_every,
-            resume=self.resume,
             title="pre-training",
             on_checkpoint=export,
         )

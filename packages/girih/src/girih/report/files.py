@@ -1,7 +1,6 @@
 """Read what the report is made from, checked, and write pictures and pages whole or not at all."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,19 +177,6 @@ def read_curves(path: Path) -> dict[str, Float64[np.ndarray, " n"]]:
     rows = [_row(path, int(number), lines[number]) for number in picked]
     table = np.array(sorted(rows), dtype=np.float64)
     return {"step": table[:, 0], "loss": table[:, 1], "lr": table[:, 2]}
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_number(value: Any) -> bool:

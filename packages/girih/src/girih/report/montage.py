@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle as Patch
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from girih.report.files import read_scores, write_bytes
+from girih.atomic import write_bytes
+from girih.report.files import read_scores
 from girih.report.overlays import OUTLINES, CaseView, Finding, Kind, Mark, view_cases
 from girih.report.plots import png_bytes
 from girih.report.slices import Plane, Region, grey, in_hounsfield, read_region, window_for

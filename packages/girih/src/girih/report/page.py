@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from girih.report.files import Interval, Scores, read_curves, read_scores, write_bytes
+from girih.atomic import write_bytes
+from girih.report.files import Interval, Scores, read_curves, read_scores
 from girih.report.gallery import card, data_uri, legend, outline_css
 from girih.report.overlays import FALSE_POSITIVES, MAX_OBJECTS, CaseView, view_cases
 from girih.report.plots import OPERATING_POINTS, at_fppi, froc_png, loss_png

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from girih.report.files import FrocCurve, read_curves, write_bytes
+from girih.atomic import write_bytes
+from girih.report.files import FrocCurve, read_curves
 
 OPERATING_POINTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 """False positives per image at which FROC is averaged (Setio et al. 2017, LUNA16, section 3.3)."""

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from girih.samples.atomic import Readable, remove_stale, write_aside, write_json
+from girih.atomic import Readable, remove_stale, write_aside, write_json
 from girih.samples.pins import Archive
 
 RECORD = "extracted.json"
@@ -39,13 +39,13 @@ def extract(archive: Archive, source: Path, target: Path) -> None:
             raise ValueError(f"{source}: member {name!r} is there twice")
         if content is None:
             raise ValueError(f"{source}: member {name!r} is a link or a special file, wanted a regular file")
-        write_aside(content, places[name], aside=target.parent)
+        write_aside(places[name], content, aside=target.parent)
         hashes[name] = sha256(places[name])
     missing = sorted(set(places) - set(hashes))
     if missing:
         raise ValueError(f"{source}: {len(missing)} listed members are not in the archive, the first is {missing[0]!r}")
     record = {"archive_sha256": archive.sha256, "members_sha256": hashes}
-    write_json(record, target / RECORD)
+    write_json(target / RECORD, record)
 
 
 def is_extracted(archive: Archive, target: Path) -> bool:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from girih.samples.atomic import remove_stale
+from girih.atomic import remove_stale
 from girih.samples.extract import extract, sha256
 from girih.samples.pins import ARCHIVES, Archive
 from girih.samples.sample_set import SampleSet, sample_set

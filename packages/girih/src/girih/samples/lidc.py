@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float16
 from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
-from girih.samples.atomic import write_aside
+from girih.atomic import write_aside
 from girih.samples.outlines import fill
 from girih.samples.sample_set import SampleSet
 
@@ -235,7 +235,7 @@ def _save(nodules: list[Nodule], table: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **columns)
     buffer.seek(0)
-    write_aside(buffer, table)
+    write_aside(table, buffer)
 
 
 def _load(table: Path) -> list[Nodule]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from girih.samples.atomic import write_json
+from girih.atomic import write_json
 from girih.samples.backgrounds import Background, read_background
 from girih.samples.blend import empty_scene
 from girih.samples.compose import insert_decoys, insert_nodules
@@ -185,7 +185,7 @@ def _write_case(case: _Case, recipe: Recipe, background: Background, pool: Seque
         "nodules": nodules,
         "decoys": decoys,
     }
-    write_json(provenance, folder / "provenance" / f"{case.case_id}.json")
+    write_json(folder / "provenance" / f"{case.case_id}.json", provenance)
 
 
 def _candidates(case: _Case, recipe: Recipe, pool: Sequence[Nodule]) -> list[Nodule]:
@@ -216,7 +216,7 @@ def _write_manifest(folder: Path, split: str, cases: Sequence[_Case], recipe: Re
         "modality": "CT",
         "cases": rows,
     }
-    write_json(manifest, folder / "dataset.json")
+    write_json(folder / "dataset.json", manifest)
 
 
 def _check(recipe: Recipe) -> None:
@@ -252,4 +252,4 @@ def _claim(out: Path, recipe: Recipe) -> None:
     elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".partial-") for p in out.iterdir())):
         raise ValueError(f"{out}: is not empty and has no recipe.json, wanted an empty or new folder")
     else:
-        write_json(wanted, place)
+        write_json(place, wanted)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+PREFIX = ".partial-"
 _STALE_SECONDS = 24 * 3600
 
 
@@ -22,10 +23,10 @@ class Readable(Protocol):
         ...
 
 
-def write_aside(content: Readable, place: Path, *, aside: Path | None = None) -> None:
+def write_aside(place: Path, content: Readable, *, aside: Path | None = None) -> None:
     """Copy `content` to `place` through a file `.partial-*` in the folder `aside`, by default that of `place`."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=aside or place.parent, prefix=".partial-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=aside or place.parent, prefix=PREFIX, delete=False) as file:
         written = Path(file.name)
     try:
         with written.open("wb") as file:
@@ -38,15 +39,28 @@ def write_aside(content: Readable, place: Path, *, aside: Path | None = None) ->
         written.unlink(missing_ok=True)
 
 
-def write_json(content: Any, place: Path) -> None:
-    """Write `content` as indented JSON, aside and renamed. Not-a-number is refused."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_aside(io.BytesIO(text.encode()), place)
+def write_bytes(place: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    write_aside(place, io.BytesIO(content))
+
+
+def write_text(place: Path, text: str) -> None:
+    """Write a UTF-8 file whole or not at all."""
+    write_bytes(place, text.encode())
+
+
+def write_json(place: Path, content: Any) -> None:
+    """Write JSON whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON has not.
+    """
+    write_text(place, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def remove_stale(folder: Path) -> None:
     """Remove what calls that were killed more than a day ago left in `folder`."""
-    for left in folder.glob(".partial-*"):
+    for left in folder.glob(f"{PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):  # another process tidies up too
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
