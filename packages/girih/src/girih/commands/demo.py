@@ -153,6 +153,6 @@ NOTES = (
     "lungs. Unlabelled decoys are blended in the same way.",
     "One CT is tested, two are trained on: nothing here generalises to patients.",
     "One seed per arm: a difference between the arms may be one between seeds.",
-    "Network, steps, augmentation and optimiser are those of a run of minutes. The same commands with the preset resenc_l "
-    "and the default recipes are the study's.",
+    "Network, steps, augmentation and optimiser are those of a run of minutes. The same commands with the preset "
+    "resenc_l and the default recipes are the study's.",
 )
