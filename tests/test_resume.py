@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from girih.checkpoints import latest_checkpoint
+
 STEPS = 6
 KILL_AFTER = 3  # a checkpoint stands at step 2; the kill falls between it and the next
 
 
-def command(kind: str, store: Path, plan: str, out: Path, world: int) -> list[str]:
+def command(kind: str, store: Path, plan: str, out: Path, world: int, steps: int = STEPS) -> list[str]:
     program = ["-m", "girih.cli"] if world == 1 else [
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m", "girih.cli"
     ]  # fmt: skip
@@ -25,7 +28,7 @@ def command(kind: str, store: Path, plan: str, out: Path, world: int) -> list[st
     }[kind]
     return [
         sys.executable, *program, *arguments, "--data", str(store), "--out", str(out), "--plan", plan,
-        "--steps", str(STEPS), "--lr", "0.01", "--workers", "0", "--checkpoint-every", "2",
+        "--steps", str(steps), "--lr", "0.01", "--workers", "0", "--checkpoint-every", "2",
         "--device", "cpu", "--resume",
     ]  # fmt: skip
 
@@ -54,10 +57,15 @@ def run_and_kill(kind: str, store: Path, plan: str, out: Path, world: int) -> No
     process.wait()
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, steps: int = STEPS) -> list[float]:
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
     return [row["loss"] for row in rows]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    expected, found = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return expected.keys() == found.keys() and all(expected[name].equal(found[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
@@ -66,20 +74,38 @@ def test_killed_and_resumed_equals_uninterrupted(kind: str, world: int, store: P
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(kind, store, plan, whole, world)
     run_and_kill(kind, store, plan, broken, world)
-    assert (
-        json.loads((broken / "checkpoints" / (broken / "checkpoints/latest").read_text() / "state.json").read_text())[
-            "step"
-        ]
-        < STEPS
-    )
+    stopped_at = latest_checkpoint(broken / "checkpoints")
+    assert stopped_at is not None
+    assert json.loads((stopped_at / "state.json").read_text())["step"] < STEPS
     run(kind, store, plan, broken, world)
 
     assert losses(broken) == losses(whole)
     last = f"step_{STEPS:09d}"
-    expected = load_file(whole / "checkpoints" / last / "model.safetensors")
-    found = load_file(broken / "checkpoints" / last / "model.safetensors")
-    assert expected.keys() == found.keys()
-    assert all(expected[name].equal(found[name]) for name in expected)
+    assert same_weights(whole / "checkpoints" / last, broken / "checkpoints" / last)
     state = json.loads((broken / "checkpoints" / last / "state.json").read_text())
     assert state["world"] == world  # torchrun really started this many
     assert not list((broken / "checkpoints").glob(".*"))
+
+
+@pytest.mark.long
+def test_twenty_kills_at_random_times_change_nothing(store: Path, plan: str, tmp_path: Path) -> None:
+    steps, whole, broken = 60, tmp_path / "whole", tmp_path / "broken"
+    run("finetune", store, plan, whole, 1, steps)
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        process = subprocess.Popen(
+            command("finetune", store, plan, broken, 1, steps), env=environment(), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=rng.uniform(4, 12))
+            break  # done before it could be killed again
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    run("finetune", store, plan, broken, 1, steps)
+    assert kills >= 3
+    assert losses(broken, steps) == losses(whole, steps)
+    last = f"checkpoints/step_{steps:09d}"
+    assert same_weights(whole / last, broken / last)

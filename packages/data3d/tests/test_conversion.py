@@ -119,13 +119,16 @@ def test_executors_write_the_same_bytes(own_source: Path, prepared: d3.Store, tm
     assert tree_hash(tmp_path / "out") == tree_hash(prepared.root)
 
 
-def test_killed_at_any_time_leaves_complete_cases_only(own_source: Path, prepared: d3.Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_any_time_leaves_complete_cases_only(
+    own_source: Path, prepared: d3.Store, tmp_path: Path, kills: int
+) -> None:
     out = tmp_path / "out"
     program = (
         "import sys, girih_data3d as d3; print('ready', flush=True);"
         "d3.prepare_many(d3.read_manifest(sys.argv[1]), sys.argv[2], d3.PrepareSpec())"
     )
-    for delay in (0.05, 0.15, 0.3):
+    for delay in np.linspace(0.05, 0.3, kills):
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(own_source), str(out)], stdout=subprocess.PIPE, text=True
         )
