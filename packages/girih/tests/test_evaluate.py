@@ -38,7 +38,7 @@ def test_perfect_predictions_score_one(folders: tuple[Path, Path, Path]) -> None
     scores = evaluate({"good": good}, truth, draws=50)["good"]
     assert scores["ap"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert scores["froc"]["value"] == 1.0
-    assert scores["cases"]["c0"] == {"tp": [True], "hit": [True]}
+    assert scores["cases"]["c0"] == {"tp": [True], "fp": [False], "hit": [True]}
     assert (scores["n_images"], scores["n_patients"], scores["n_objects"]) == (4, 4, 4)
     json.dumps(scores, allow_nan=False)
 

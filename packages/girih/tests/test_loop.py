@@ -75,7 +75,7 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_logged(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the loss became nan at step 2"):
+    with pytest.raises(ValueError, match="the loss became nan at step 2"):
         run(tmp_path, [1.0, float("nan"), 1.0])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 

@@ -29,9 +29,13 @@ def test_resenc_l_is_the_configuration_of_the_study() -> None:
         ({"patch_zyx": [48, 48, 0]}, "field 'patch_zyx'"),
         ({"batch_size": True}, "field 'batch_size' is True"),
         ({"levels": [3, 2]}, "increasing"),
-        ({"anchors": {"sizes_zyx_voxels": [[1, 2]]}}, "anchors.sizes_zyx_voxels"),
+        ({"anchors": {"sizes_zyx_voxels": [[1, 2]]}}, "field 'anchors' is .*sizes_zyx_voxels"),
         ({"encoder": "resenc"}, "field 'encoder' is 'resenc'"),
         ({"spacing_zyx_mm": [1, 1, -1]}, "spacing_zyx_mm"),
+        ({"classes": "abc"}, "field 'classes' is 'abc', wanted a list of texts or null"),
+        ({"notes": 3}, "field 'notes' is 3"),
+        ({"queries": "x"}, "field 'queries' is 'x'"),
+        ({"batch_size": None}, "field 'batch_size' is None, wanted a whole number >= 1$"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path, change: dict, message: str) -> None:

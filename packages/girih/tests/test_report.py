@@ -118,7 +118,8 @@ def _arm(folder: Path, name: str, number: int) -> Arm:
         record["labels"] = [CLASSES.index(EVIL) if box is second else 0 for box in boxes]
         (predictions / f"{case_id}.json").write_text(json.dumps(record))
         hit = [first in found, second in found, False]
-        cases[case_id] = {"tp": [box in found for box in boxes], "hit": hit}
+        tp = [box in found for box in boxes]
+        cases[case_id] = {"tp": tp, "fp": [box is elsewhere for box in boxes], "hit": hit}
     low, high = 0.1, 0.7
     scores = {
         "schema": "girih-scores/1",
@@ -345,7 +346,7 @@ def test_nothing_is_written_when_an_input_is_bad(experiment: Experiment, tmp_pat
     refused(r"scores\.json: n_images is 'x'", arms=with_scores({"n_images": "x"}))
     refused("iou is", arms=with_scores({"iou": 0.5}))
     refused("different cases, for example", arms=with_scores({"cases": {CASES[0]: scores["cases"][CASES[0]]}}))
-    few = {case: {"tp": [], "hit": entry["hit"]} for case, entry in scores["cases"].items()}
+    few = {case: {"tp": [], "fp": [], "hit": entry["hit"]} for case, entry in scores["cases"].items()}
     refused("number of boxes is 3, wanted 0", arms=with_scores({"cases": few}))
     refused("no cases", arms={first: with_scores({"cases": {}})[first]})
     refused("not a prepared dataset", store=absent)

@@ -31,7 +31,7 @@ def scores_record() -> dict:
         "froc": interval,
         "per_class": {"nodule": {"ap": None, "n_objects": 7}},
         "froc_curve": {"fppi": [0, 1, 3], "sensitivity": [0, 0.5, 0.8], "low": [0, 0.4, None], "high": [0, 0.6, 0.9]},
-        "cases": {"a": {"tp": [True, False], "hit": [True]}},
+        "cases": {"a": {"tp": [True, False], "fp": [False, True], "hit": [True]}},
         "notes": ["a note"],
     }
 
@@ -104,7 +104,7 @@ def test_scores_come_in_whole_with_null_as_nan(tmp_path: Path) -> None:
         ("per_class", {"nodule": {"ap": "x", "n_objects": 1}}, "per_class.nodule.ap is 'x'"),
         ("froc_curve", {"fppi": [0], "sensitivity": [0, 1], "low": [0], "high": [0]}, "lengths"),
         ("froc_curve", {"fppi": "x", "sensitivity": [], "low": [], "high": []}, "froc_curve.fppi"),
-        ("cases", {"a": {"tp": [1], "hit": []}}, "cases.a.tp is"),
+        ("cases", {"a": {"tp": [1], "fp": [], "hit": []}}, "cases.a.tp is"),
         ("notes", [1], "notes is"),
     ],
 )
@@ -294,25 +294,24 @@ def test_limits_warn_of_few_patients_and_name_shared_notes_once() -> None:
 # ---- verdicts and slices
 
 
-def judged(tp: list[bool], hit: list[bool], ignore: list[bool], tmp_path: Path) -> Judged:
+def judged(tp: list[bool], fp: list[bool], hit: list[bool], ignore: list[bool], tmp_path: Path) -> Judged:
     """Two objects at (1..3) and (5..7); three predictions: on the first, on the second, elsewhere."""
     record = boxes_record() | {"boxes": [[1, 1, 1, 3, 3, 3], [5, 5, 5, 7, 7, 7]], "labels": [0, 0], "ignore": ignore}
     truth = read_boxes(write(tmp_path / "a.json", record), "truth")
     record |= {"boxes": [*record["boxes"], [1, 5, 5, 2, 6, 6]], "labels": [0] * 3, "scores": [0.5, 0.9, 0.9]}
     predictions = read_boxes(write(tmp_path / "a.json", record), "detections")
-    return Judged(predictions, truth, CaseScore(np.array(tp), np.array(hit)))
+    return Judged(predictions, truth, CaseScore(np.array(tp), np.array(fp), np.array(hit)))
 
 
-def test_a_prediction_on_an_ignored_object_is_neither_right_nor_wrong(tmp_path: Path) -> None:
-    case = judged([True, False, False], [True, False], [False, True], tmp_path)
-    assert case.kinds(0.1) == ["tp", "neither", "fp"]
+def test_the_scores_say_what_a_prediction_is(tmp_path: Path) -> None:
+    case = judged([True, False, False], [False, False, True], [True, False], [False, True], tmp_path)
+    assert case.kinds() == ["tp", "neither", "fp"]
     assert case.true_kinds() == ["found", "ignored"]
     assert case.by_score() == [1, 2, 0]  # ties in file order
-    assert judged([True, False, False], [True, False], [False, False], tmp_path).kinds(0.1) == ["tp", "fp", "fp"]
 
 
 def test_a_place_is_hit_by_overlap_or_by_a_box_around_its_centre(tmp_path: Path) -> None:
-    case = judged([False] * 3, [False] * 2, [False] * 2, tmp_path)
+    case = judged([False] * 3, [True] * 3, [False] * 2, [False] * 2, tmp_path)
     assert case.at(np.array([1.0, 1, 1, 3, 3, 3]), 0.1) == [0]
     around = np.array([0.0, 0, 0, 4.1, 4.1, 4.1])  # IoU 8 / 69, its centre lies in the first prediction
     assert case.at(around, 0.2) == []

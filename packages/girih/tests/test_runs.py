@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from girih.atomic import write_json
+from girih.atomic import write_json, write_text
 from girih.runs import RunFolder, config_sha256, read_json, run_config
 
 
@@ -21,28 +21,54 @@ class Command:
     training: Training
 
 
-def config(tmp_path: Path, **settings) -> dict:
-    return run_config(Command(tmp_path, Training(**settings)))
+def config(tmp_path: Path, *, batch: int = 2, **settings) -> dict:
+    return run_config(Command(tmp_path, Training(**settings)), plan={"batch_size": batch}, dataset_sha256="d")
+
+
+def begun(tmp_path: Path) -> RunFolder:
+    """A run that has written a checkpoint."""
+    folder = RunFolder(tmp_path / "run")
+    folder.check(config(tmp_path), resume=False)
+    folder.start(config(tmp_path))
+    write_text(folder.checkpoints / "latest", "step_000000001")
+    return folder
 
 
 def test_a_run_folder_refuses_a_second_run_unless_it_resumes(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.start(config(tmp_path), resume=False, main=True)
+    folder = begun(tmp_path)
     with pytest.raises(ValueError, match="already holds a run; pass --resume"):
-        folder.start(config(tmp_path), resume=False, main=True)
-    folder.start(config(tmp_path, resume=True), resume=True, main=True)
+        folder.check(config(tmp_path), resume=False)
+    folder.check(config(tmp_path, resume=True), resume=True)
 
 
-def test_resuming_another_run_names_the_field(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.start(config(tmp_path), resume=False, main=True)
-    with pytest.raises(ValueError, match=r"cannot resume with another training\.seed: found 0, asked for 1"):
-        folder.start(config(tmp_path, seed=1), resume=True, main=True)
+    for seed in (0, 1):
+        folder.check(config(tmp_path, seed=seed), resume=False)
+        folder.start(config(tmp_path, seed=seed))
+    assert folder.config["settings"]["training"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 1}, r"cannot resume with another training\.seed: found 0, asked for 1"),
+        ({"batch": 4}, r"cannot resume with another plan\.batch_size: found 2, asked for 4"),
+    ],
+)
+def test_resuming_another_run_names_the_field(tmp_path: Path, changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        begun(tmp_path).check(config(tmp_path, **changed), resume=True)
 
 
 def test_settings_that_change_nothing_computed_may_differ(tmp_path: Path) -> None:
     assert config_sha256(config(tmp_path, workers=3)) == config_sha256(config(tmp_path / "elsewhere"))
     assert config_sha256(config(tmp_path, seed=1)) != config_sha256(config(tmp_path))
+    assert config_sha256(config(tmp_path, batch=4)) != config_sha256(config(tmp_path))
+
+
+def test_nested_settings_keep_their_class(tmp_path: Path) -> None:
+    assert config(tmp_path)["settings"]["training"]["class"] == "Training"
 
 
 def test_rows_after_the_checkpoint_and_a_torn_last_row_are_forgotten(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def make_loader(
         num_workers=workers,
         multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run draws once more
     )
 
 

@@ -5,8 +5,8 @@ import io
 import json
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,14 +26,12 @@ class Readable(Protocol):
 def write_aside(place: Path, content: Readable, *, aside: Path | None = None) -> None:
     """Copy `content` to `place` through a file `.partial-*` in the folder `aside`, by default that of `place`."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=aside or place.parent, prefix=PREFIX, delete=False) as file:
-        written = Path(file.name)
+    written = (aside or place.parent) / f"{PREFIX}{uuid.uuid4().hex}"
     try:
-        with written.open("wb") as file:
+        with written.open("xb") as file:
             shutil.copyfileobj(content, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
-        written.chmod(0o644)  # temporary files are private; a cache may be shared
         written.replace(place)
     finally:
         written.unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the two global generators that batchgeneratorsv2 draws from, and put them back."""
     before = np.random.get_state()  # noqa: NPY002 - the library draws from the legacy generator
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield

@@ -1,6 +1,8 @@
 """From a prepared store to this rank's batches, and from a batch to a detector's images and targets."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -8,17 +10,68 @@ from torch import Tensor
 
 import girih_data3d
 import girih_data3d.torch
+from girih.plans import Plan
 
 
-def first_case(store: girih_data3d.Store) -> girih_data3d.Case:
-    """Return the first case, which stands for all: channels, spacing and modality are the same in one dataset.
+@dataclass(frozen=True)
+class Survey:
+    """What a training has to know of a dataset as a whole."""
+
+    in_channels: int
+    modality: str | None
+    """None: not known, or not the same in all cases."""
+    sha256: str
+    """Of the cases' records, which hold checksums of all their files."""
+
+
+def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: bool = False) -> Survey:
+    """Look at every case once, so that a training does not find out in its third hour.
+
+    Args:
+        store: the dataset.
+        labels: kinds of label maps every case must have, "instances" or "semantic".
+        objects: every case must say which objects it holds, even if none.
 
     Raises:
-        ValueError: the dataset has no case.
+        ValueError: no case, another number of channels than the first, or a case without what is required; dataset,
+            case and key are named.
     """
     if not store.case_ids:
         raise ValueError(f"{store.root} holds no prepared case")
-    return store[store.case_ids[0]]
+    digest, modalities, in_channels = hashlib.sha256(), set(), 0
+    for case_id in store.case_ids:
+        case = store[case_id]
+        where = f"dataset {store.name!r} ({store.root}), case {case_id!r}"
+        in_channels = in_channels or case.shape[0]
+        if case.shape[0] != in_channels:
+            raise ValueError(f"{where} has {case.shape[0]} channels, {store.case_ids[0]!r} has {in_channels}")
+        if missing := sorted(set(labels) - set(case.label_kinds)):
+            raise ValueError(f"{where} has no {missing[0]!r} labels, which this training requires")
+        if objects and case.truth is None:
+            raise ValueError(f"{where} is unlabelled: whether it holds objects is not known")
+        modalities.add(case.modality)
+        digest.update((case.folder / "zarr.json").read_bytes())
+    return Survey(in_channels, modalities.pop() if len(modalities) == 1 else None, digest.hexdigest())
+
+
+def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
+    """Say where a plan was made for other data than these.
+
+    Raises:
+        ValueError: the classes differ, so that labels would mean something else.
+    """
+    spec = store.spec
+    if plan.classes is not None and plan.classes != store.classes:
+        raise ValueError(f"the plan's classes are {plan.classes}, those of {store.root} are {store.classes}")
+    pairs = (
+        ("spacing_zyx_mm", plan.spacing_zyx_mm, spec.target_zyx_mm),
+        ("normalisation", plan.normalisation, spec.record),
+    )
+    return [
+        f"the plan's {name} is {wanted}, the dataset was prepared with {found}"
+        for name, wanted, found in pairs
+        if wanted is not None and found is not None and wanted != found
+    ]
 
 
 def make_batches(

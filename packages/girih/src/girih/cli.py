@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         run(name, rest)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("GIRIH_TRACEBACK"):
             raise
         print(f"girih {name}: {error}", file=sys.stderr)
@@ -61,7 +61,7 @@ def run(name: str, arguments: list[str]) -> None:
             return
         objective, arguments = chosen
         command, program = command[objective[1]], f"{program} {objective[0]}"
-    tyro.cli(command, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,)).run()
+    tyro.cli(command, prog=program, args=arguments).run()
 
 
 def usage() -> str:

@@ -5,6 +5,7 @@ that was killed and resumed is the run that was not.
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,16 @@ class Recipe:
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0: not clipped."""
 
+    def __post_init__(self) -> None:
+        _require("steps", self.steps, self.steps >= 1, "1 or more")
+        _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number above 0")
+        _require(
+            "warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.steps, f"0 to steps - 1 = {self.steps - 1}"
+        )
+        _require("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
+        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        _require("clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
+
     def lr_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""
         if step < self.warmup_steps:
@@ -72,7 +83,7 @@ class Training:
     checkpoint_every: int = 2500
     """Steps between checkpoints."""
     device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
+    """auto: an NVIDIA GPU where there is one."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision."""
     workers: int = 4
@@ -80,16 +91,28 @@ class Training:
     trackers: tuple[str, ...] = ()
     """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
 
+    def __post_init__(self) -> None:
+        _require("seed", self.seed, self.seed >= 0, "0 or more")
+        _require("checkpoint_every", self.checkpoint_every, self.checkpoint_every >= 1, "1 or more")
+        _require("workers", self.workers, self.workers >= 0, "0 or more")
+
     def make_accelerator(self, folder: RunFolder) -> Accelerator:
-        """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun."""
+        """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun.
+
+        Raises:
+            ValueError: a tracker is not installed.
+        """
         # Accelerate keeps one state per process; a second training in the same process may have other settings.
         AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-        return Accelerator(
-            cpu=self.device == "cpu",
+        accelerator = Accelerator(
+            cpu=self.device == "cpu" or not torch.cuda.is_available(),
             mixed_precision=self.precision,
             log_with=list(self.trackers) or None,
             project_dir=str(folder.path),
         )
+        if missing := set(self.trackers) - {str(getattr(t, "value", t)) for t in accelerator.log_with}:
+            raise ValueError(f"tracker {sorted(missing)[0]!r} is not installed")
+        return accelerator
 
 
 def train(
@@ -126,10 +149,13 @@ def train(
         on_checkpoint: called on the main process after each checkpoint with the unwrapped model and the step.
 
     Raises:
-        ValueError: the folder holds another run, or one that is not to be resumed.
-        RuntimeError: the loss is no longer finite.
+        ValueError: the folder holds another run, or one that is not to be resumed, or the loss is no longer finite.
     """
-    folder.start(config, resume=training.resume, main=accelerator.is_main_process)
+    folder.check(config, resume=training.resume)
+    accelerator.wait_for_everyone()  # every process has looked before one writes
+    if accelerator.is_main_process:
+        folder.start(config)
+    torch.manual_seed(training.seed * accelerator.num_processes + accelerator.process_index)
     if training.trackers:
         accelerator.init_trackers("girih", config=flat(config["settings"]))
     optimiser = recipe.make_optimiser(groups)
@@ -139,6 +165,8 @@ def train(
     if training.resume and (checkpoint := latest_checkpoint(folder.checkpoints)):
         state = load_checkpoint(checkpoint, accelerator, model, optimiser, sha256)
         step, seconds = state["step"], state["seconds"]
+    elif training.resume:
+        accelerator.print(f"{folder.path} has no checkpoint yet: {title} begins at step 0", file=sys.stderr)
     started = step
     if accelerator.is_main_process:
         folder.forget_after(step)
@@ -165,7 +193,7 @@ def train(
         for batch in make_batches(step) if step < recipe.steps else ():
             lr = recipe.lr_at(step)
             for group in optimiser.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
+                group["lr"] = lr
             with accelerator.autocast():
                 losses = losses_of(model, to_device(batch, accelerator.device))
             accelerator.backward(losses["loss"])
@@ -180,7 +208,7 @@ def train(
 
             row = mean_over_ranks(losses, accelerator)
             if not math.isfinite(row["loss"]):
-                raise RuntimeError(f"the loss became {row['loss']} at step {step}; a lower learning rate may help")
+                raise ValueError(f"the loss became {row['loss']} at step {step}; a lower learning rate may help")
             if accelerator.is_main_process:
                 folder.log({"step": step, **row, "lr": lr, "seconds": round(seconds, 3)})
             accelerator.log(row, step=step)
@@ -196,6 +224,17 @@ def train(
             on_checkpoint(plain_model, step)  # a run resumed after its end may have been killed before this
     accelerator.end_training()
     return plain_model
+
+
+def warn(accelerator: Accelerator, warnings: Iterable[str]) -> None:
+    """Show warnings once, on the main process."""
+    for warning in warnings:
+        accelerator.print(f"warning: {warning}", file=sys.stderr)
+
+
+def _require(name: str, found: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {found}, wanted {wanted}")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 import girih_backbones
+import girih_data3d
 import girih_ssl
 from girih.plans import Plan
 from girih_detectors import RetinaUNet
@@ -38,13 +39,14 @@ def make_detector(
     """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        pyramid = make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels)
         return RetinaUNet(
-            make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels),
+            pyramid,
             classes=classes,
             anchors_zyx=torch.tensor(plan.anchors["sizes_zyx_voxels"], dtype=torch.float32),
             levels=plan.levels,
             segmentation=segmentation,
-            head_channels=int(plan.neck["kwargs"].get("out_channels", 128)) if plan.neck else 128,
+            head_channels=pyramid.channels[plan.levels[0]],
         )
 
 
@@ -67,30 +69,22 @@ def make_objective(
 
 
 def initialise(
-    detector: nn.Module,
-    weights: Path,
-    *,
-    scope: Literal["encoder", "all"],
-    stem: str,
-    allow: tuple[str, ...],
-    normalisation: Mapping[str, Any] | None,
+    detector: nn.Module, weights: Path, spec: girih_data3d.PrepareSpec, *, stem: str, allow: tuple[str, ...]
 ) -> tuple[girih_backbones.TransferReport, list[str]]:
-    """Load pre-trained weights into a detector's pyramid; return the report and what the user should be warned of.
+    """Load a pre-trained encoder into a detector; return the report and what the user should be warned of.
 
     Raises:
         ValueError: the file cannot be read, or an expected tensor was not loaded and no pattern in `allow` matches it.
     """
     found = girih_backbones.read_weights(weights)
     pyramid: Any = detector.pyramid
-    model = pyramid if scope == "all" else pyramid.encoder
-    report = girih_backbones.load_weights(model, found, scope=scope, stem=stem, allow=allow)
-    warnings = []
-    before = found.header.get("normalisation")
-    if before and normalisation and before["scheme"] != normalisation["scheme"]:
-        warnings.append(
-            f"pre-trained on {before['scheme']!r} intensities, fine-tuned on {normalisation['scheme']!r}: "
-            "the encoder sees other values than it knows"
-        )
+    report = girih_backbones.load_weights(pyramid.encoder, found, stem=stem, allow=allow)
+    before, spacing = found.header["normalisation"], found.header["spacing_zyx_mm"]
+    warnings = list(report.differences)
+    if before is not None and before["scheme"] != spec.normalisation:
+        warnings.append(f"pre-trained on {before['scheme']!r} intensities, fine-tuned on {spec.normalisation!r}")
+    if spacing is not None and spec.target_zyx_mm is not None and tuple(spacing) != spec.target_zyx_mm:
+        warnings.append(f"pre-trained on voxels of {tuple(spacing)} mm, fine-tuned on {spec.target_zyx_mm} mm")
     return report, warnings
 
 

@@ -5,8 +5,8 @@ The presets are the plans that hold for any dataset; one computed from a dataset
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ DEFAULT_ANCHORS = [list(size) for size in product((4, 8, 16), repeat=3)]
 
 _RESENC_L = Plan(
     encoder=girih_backbones.preset("resenc_l"),
-    neck={"class": "UFPN", "kwargs": {"out_channels": 128, "first_level": 2}},
+    neck={"class": "UFPN", "kwargs": {"out_channels": 128, "first_level": 2, "init": "he_fan_out"}},
     patch_zyx=(128, 128, 128),
     batch_size=4,
     levels=(2, 3, 4, 5),
@@ -122,73 +122,69 @@ def plan_from_json(content: Any, where: str) -> Plan:
     content = dict(content)
     if (schema := content.pop("schema", None)) != SCHEMA:
         raise ValueError(f"{where}: schema is {schema!r}, wanted {SCHEMA}")
-    known = {field.name for field in fields(Plan)}
     required = {"encoder", "neck", "patch_zyx", "batch_size", "levels", "anchors"}
-    if unknown := sorted(set(content) - known):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if unknown := sorted(set(content) - set(_FORMS)):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(_FORMS))}")
     if missing := sorted(required - set(content)):
         raise ValueError(f"{where}: field {missing[0]!r} is missing")
-    for name in ("encoder", "neck"):
-        _check(
-            where,
-            name,
-            content[name],
-            (content[name] is None and name == "neck") or _is_description(content[name]),
-            'an object with "class" and "kwargs"',
-        )
-    _check(
-        where,
-        "patch_zyx",
-        content["patch_zyx"],
-        _is_list(content["patch_zyx"], int, 3, low=1),
-        "three whole numbers >= 1",
-    )
-    _check(where, "batch_size", content["batch_size"], _is_number(content["batch_size"], int, 1), "a whole number >= 1")
-    levels = content["levels"]
-    _check(
-        where,
-        "levels",
-        levels,
-        _is_list(levels, int, None, low=0) and levels == sorted(set(levels)),
-        "increasing whole numbers, finest first",
-    )
-    sizes = content["anchors"].get("sizes_zyx_voxels") if isinstance(content["anchors"], dict) else None
-    _check(
-        where,
-        "anchors.sizes_zyx_voxels",
-        sizes,
-        isinstance(sizes, list) and bool(sizes) and all(_is_list(size, (int, float), 3, low=1e-3) for size in sizes),
-        "a list of (z, y, x) sizes > 0",
-    )
-    spacing = content.get("spacing_zyx_mm")
-    _check(
-        where,
-        "spacing_zyx_mm",
-        spacing,
-        spacing is None or _is_list(spacing, (int, float), 3, low=1e-3),
-        "three numbers > 0 or null",
-    )
-    lists = {
-        name: tuple(content[name])
-        for name in ("patch_zyx", "levels", "spacing_zyx_mm", "classes", "modalities", "notes")
-        if content.get(name) is not None
-    }
-    return Plan(**{**content, **lists})
-
-
-def _check(where: str, field: str, found: Any, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{where}: field {field!r} is {found!r}, wanted {wanted}")
+    for name, found in content.items():
+        good, wanted = _FORMS[name]
+        optional = name not in required or name == "neck"
+        if not (good(found) or (optional and found is None)):
+            raise ValueError(f"{where}: field {name!r} is {found!r}, wanted {wanted}{' or null' if optional else ''}")
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in content.items()}
+    return Plan(**values)
 
 
 def _is_description(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("class"), str) and isinstance(value.get("kwargs"), dict)
 
 
-def _is_number(value: Any, kind: Any, low: float | int) -> bool:
+def _is_number(value: Any, kind: Any = (int, float), low: float | int = 0) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value >= low
 
 
-def _is_list(value: Any, kind: Any, length: int | None, low: float | int) -> bool:
-    right_length = isinstance(value, list) and (len(value) == length if length else len(value) > 0)
-    return right_length and all(_is_number(item, kind, low) for item in value)
+def _is_triple(value: Any, kind: Any = (int, float), low: float | int = 1e-3) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_number(item, kind, low) for item in value)
+
+
+def _is_levels(value: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) > 0 and all(_is_number(item, int) for item in value)
+    return numbers and value == sorted(set(value))
+
+
+def _is_anchors(value: Any) -> bool:
+    sizes = value.get("sizes_zyx_voxels") if isinstance(value, dict) else None
+    return isinstance(sizes, list) and len(sizes) > 0 and all(_is_triple(size) for size in sizes)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value, int, 1)
+
+
+_DESCRIPTION = (_is_description, 'an object with "class" and "kwargs"')
+_TEXT = (lambda value: isinstance(value, str), "text")
+_TEXTS = (_is_texts, "a list of texts")
+_WHOLE = (_is_whole, "a whole number >= 1")
+_FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "encoder": _DESCRIPTION,
+    "neck": _DESCRIPTION,
+    "patch_zyx": (lambda value: _is_triple(value, int, 1), "three whole numbers >= 1"),
+    "batch_size": _WHOLE,
+    "levels": (_is_levels, "increasing whole numbers, finest first"),
+    "anchors": (_is_anchors, 'an object with "sizes_zyx_voxels", a list of (z, y, x) sizes > 0'),
+    "spacing_zyx_mm": (_is_triple, "three numbers > 0"),
+    "dataset": _TEXT,
+    "dataset_fingerprint_sha256": _TEXT,
+    "classes": _TEXTS,
+    "modalities": _TEXTS,
+    "normalisation": (lambda value: isinstance(value, dict), "an object"),
+    "objects_per_patch_p95": (_is_number, "a number >= 0"),
+    "queries": _WHOLE,
+    "memory_budget_bytes": _WHOLE,
+    "notes": _TEXTS,
+}

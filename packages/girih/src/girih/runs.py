@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ VERSIONED = (
     "numpy",
     "zarr",
 )
-# These never change what is computed.
+# Where things lie and how fast they run; what the paths hold is compared by the resolved plan and the data's hash.
 FREE_TO_CHANGE = {
     "out",
     *(f"training.{name}" for name in ("resume", "workers", "checkpoint_every", "device", "trackers")),
@@ -47,25 +47,26 @@ class RunFolder:
         """
         return read_json(self.path / "config.json", "girih-run", "the folder of a finished or running training")
 
-    def start(self, config: Mapping[str, Any], *, resume: bool, main: bool) -> None:
-        """Write config.json, or when resuming check that it is the same run.
+    def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Check that the run of `config` may use this folder: it holds no checkpoint, or is to go on with the same run.
 
         Raises:
             ValueError: the folder already holds a run and `resume` is false, or it is another run; the field is named.
         """
-        target = self.path / "config.json"
-        if target.exists():
-            found, wanted = self.config, json.loads(json.dumps(config))
+        if (self.checkpoints / "latest").exists():
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; pass --resume to go on with it, or another --out")
-            before, now = _deciding(found), _deciding(wanted)
+            before, now = _deciding(self.config), _deciding(config)
             for field in sorted(before | now):
                 old, new = before.get(field), now.get(field)
                 if old != new:
+                    target = self.path / "config.json"
                     raise ValueError(f"{target}: cannot resume with another {field}: found {old!r}, asked for {new!r}")
-        elif main:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(target, config)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Write config.json; a folder without a checkpoint starts anew."""
+        if not (self.checkpoints / "latest").exists():
+            write_json(self.path / "config.json", config)
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append one row to metrics.jsonl."""
@@ -96,10 +97,13 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level, with names like training.seed."""
+    """Return nested settings as one level of numbers and texts, with names like training.seed."""
     rows: dict[str, Any] = {}
     for name, value in settings.items():
-        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        if isinstance(value, Mapping):
+            rows |= flat(value, f"{prefix}{name}.")
+        else:
+            rows[f"{prefix}{name}"] = json.dumps(value) if isinstance(value, list) else value
     return rows
 
 
@@ -117,7 +121,7 @@ def versions() -> dict[str, str]:
 def plain(value: Any) -> Any:
     """Return `value` as JSON types: dataclasses become dicts (with their class), paths strings, tuples lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__, **plain(asdict(value))}
+        return {"class": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -146,8 +150,10 @@ def read_json(path: Path, schema: str, what: str) -> dict[str, Any]:
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what is computed."""
-    return {name: value for name, value in flat(config["settings"]).items() if name not in FREE_TO_CHANGE}
+    """What decides the numbers: settings, and the content of data, plan and weights."""
+    parts = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("schema", "versions")}))
+    rows = flat(parts.pop("settings"))
+    return flat(parts) | {name: value for name, value in rows.items() if name not in FREE_TO_CHANGE}
 
 
 def _step(line: str) -> int:

@@ -88,6 +88,12 @@ class Batch(TypedDict, total=False):
     """The dataset of each sample."""
     case_id: list[str]
     """The scan of each sample."""
+    start: Int64[Tensor, "b 3"]
+    """First voxel of the patch in its scan, (z, y, x)."""
+    affine: Float[Tensor, "b 4 4"]
+    """Voxel-centre index (x, y, z) of the patch -> RAS mm; float64."""
+    index: Int64[Tensor, " b"]
+    """Number of the sample in the run."""
 
 
 @dataclass(frozen=True)

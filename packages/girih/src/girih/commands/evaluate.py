@@ -115,6 +115,7 @@ def evaluate(
 
 def scores_path(folder: Path) -> Path:
     """Return where the scores of a folder of predictions are kept: beside it."""
+    folder = folder.resolve()
     return folder.with_name(f"{folder.name}.scores.json")
 
 
@@ -143,9 +144,10 @@ def _notes(resample: str, images: int, patients: int) -> list[str]:
 
 def _hits(matches: girih_metrics.Matches, case: girih_metrics.Case) -> dict[str, list[bool]]:
     rows = matches.outcome(case["case_id"])
-    tp, found = set(rows["tp"].tolist()), set(rows["found"].tolist())
+    tp, fp, found = (set(rows[name].tolist()) for name in ("tp", "fp", "found"))
     return {
         "tp": [row in tp for row in range(len(case["pred_scores"]))],
+        "fp": [row in fp for row in range(len(case["pred_scores"]))],  # neither: not judged by the rules
         "hit": [row in found for row in range(len(case["gt_labels"]))],
     }
 

@@ -1,18 +1,20 @@
 """`girih finetune`: train Retina U-Net on a labelled dataset, from scratch or from pre-trained weights."""
 
+import hashlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
+from tyro.conf import OmitArgPrefixes
 
 import girih_data3d
 from girih.atomic import write_text
 from girih.augment import make_augmentation
-from girih.batches import first_case, images_and_targets, make_batches
-from girih.loop import Recipe, Training, train
+from girih.batches import images_and_targets, make_batches, plan_differences, survey
+from girih.loop import Recipe, Training, train, warn
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
 from girih.runs import RunFolder, run_config
@@ -23,30 +25,32 @@ STEPS_PER_EPOCH = 2500  # as nnDetection counts
 
 @dataclass(frozen=True)
 class Finetune:
-    """Train Retina U-Net. The defaults are the study's (Eckstein et al. 2025: SGD 1e-2, 50 x 2500 steps, batch 4)."""
+    """Train Retina U-Net.
+
+    The defaults are the study's (Eckstein et al. 2025: SGD 1e-2, 50 x 2500 steps, patch 128, batch 4). Other than
+    there, precision is full unless asked for.
+    """
 
     data: Path
     """A labelled dataset made by `girih prepare`."""
     out: Path
     """The run's folder: settings, metrics, plot, checkpoints, transfer.json."""
     weights: Path | None = None
-    """Pre-trained weights, for example encoder.safetensors of a pre-training run; without it: from scratch."""
-    scope: Literal["encoder", "all"] = "encoder"
-    """What to load from the weights: the encoder alone (the study's choice), or the neck too."""
+    """Pre-trained encoder, for example encoder.safetensors of a pre-training run; without it: from scratch."""
     stem: str = "exact"
     """First layer when the number of channels differs: exact, random, replicate, or dataset:<name>."""
     allow: tuple[str, ...] = ()
     """Patterns of tensors that may stay unloaded; any other one is an error."""
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, demo) or a plan.json: network, patch, batch, anchors."""
-    recipe: Recipe = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
     object_fraction: float = 0.5
     """Share of patches placed on an object."""
     segmentation: bool = True
     """Train the segmentation head too; needs instance masks."""
     augmentation: Literal["base_more", "none"] = "base_more"
     """base_more: geometry and nnDetection's intensity set; none: neither."""
-    training: Training = field(default_factory=Training)
+    training: OmitArgPrefixes[Training] = field(default_factory=Training)
 
     def run(self) -> None:
         """Train the detector.
@@ -59,15 +63,16 @@ class Finetune:
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
         if not store.classes:
             raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
-        in_channels = first_case(store).shape[0]
+        warn(accelerator, plan_differences(plan, store))
+        found = survey(store, labels={"instances"} if self.segmentation else (), objects=True)
         detector = make_detector(
             plan,
-            in_channels=in_channels,
+            in_channels=found.in_channels,
             classes=store.classes,
             segmentation=self.segmentation,
             seed=self.training.seed,
         )
-        transfer = self._initialise(detector, accelerator, store) if self.weights else None
+        transfer = self._initialise(detector, self.weights, store.spec, accelerator) if self.weights else None
         augmentation = make_augmentation(self.augmentation)
         n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
         sampler = girih_data3d.PatchSampler(
@@ -78,7 +83,13 @@ class Finetune:
         )
         dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
         config = run_config(
-            self, plan=plan.to_json(), prepare=store.spec.to_json(), in_channels=in_channels, classes=store.classes
+            self,
+            plan=plan.to_json(),
+            prepare=store.spec.to_json(),
+            in_channels=found.in_channels,
+            classes=store.classes,
+            dataset_sha256=found.sha256,
+            weights_sha256=hashlib.sha256(self.weights.read_bytes()).hexdigest() if self.weights else None,
         )
 
         def keep_transfer(model: nn.Module, step: int) -> None:
@@ -107,18 +118,11 @@ class Finetune:
             on_checkpoint=keep_transfer,
         )
 
-    def _initialise(self, detector: nn.Module, accelerator: Accelerator, store: girih_data3d.Store) -> str:
-        report, warnings = initialise(
-            detector,
-            Path(str(self.weights)),
-            scope=self.scope,
-            stem=self.stem,
-            allow=self.allow,
-            normalisation=store.spec.record,
-        )
-        if accelerator.is_main_process:
-            console = Console(stderr=True)
-            console.print(f"{self.weights}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items() if n))
-            for warning in (*report.differences, *warnings):
-                console.print(f"[bold yellow]warning:[/] {warning}")
+    def _initialise(
+        self, detector: nn.Module, weights: Path, spec: girih_data3d.PrepareSpec, accelerator: Accelerator
+    ) -> str:
+        report, warnings = initialise(detector, weights, spec, stem=self.stem, allow=self.allow)
+        counts = ", ".join(f"{n} {status}" for status, n in report.counts.items() if n)
+        accelerator.print(f"{weights}: {counts}", file=sys.stderr)
+        warn(accelerator, warnings)
         return report.to_json()

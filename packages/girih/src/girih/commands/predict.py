@@ -15,7 +15,7 @@ from girih.atomic import write_json
 from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
 from girih.plans import Plan, plan_from_json
-from girih.runs import RunFolder
+from girih.runs import RunFolder, config_sha256, read_json
 from girih_detectors import RetinaUNet
 from girih_detectors.inference import detect_volume, restore
 
@@ -47,16 +47,11 @@ class Predict:
         Raises:
             ValueError: the model or a scan cannot be read, or they do not fit each other. Finished cases are kept.
         """
-        detector, plan, config = load_detector(self.model)
+        detector, plan, config, checkpoint_name = load_detector(self.model)
         device = torch.device("cuda" if self.device == "auto" and torch.cuda.is_available() else "cpu")
         detector.to(device).eval()
-        done = {path.stem for path in self.out.glob("*.json")}
-        if done and not self.resume:
-            raise ValueError(
-                f"{self.out} already holds {len(done)} predictions; pass --resume to keep them, or another --out"
-            )
         cases = _cases(self.data, config)
-        self.out.mkdir(parents=True, exist_ok=True)
+        done = self._begin(config_sha256(config), checkpoint_name)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             all_cases, tiles = progress.add_task("cases", total=len(cases)), progress.add_task("tiles")
@@ -77,9 +72,33 @@ class Predict:
                     write_json(self.out / f"{case_id}.json", boxes)
                 progress.advance(all_cases)
 
+    def _begin(self, model_sha256: str, checkpoint: str) -> set[str]:
+        """Write down what predicts into --out, and return the cases that the same has predicted already."""
+        record = {
+            "schema": "girih-predictions/1",
+            "model_sha256": model_sha256,
+            "checkpoint": checkpoint,
+            "mirror": self.mirror,
+            "overlap": self.overlap,
+        }
+        beside = self.out.resolve().with_name(f"{self.out.resolve().name}.predict.json")
+        done = {path.stem for path in self.out.glob("*.json")}
+        if done and not self.resume:
+            raise ValueError(
+                f"{self.out} already holds {len(done)} predictions; pass --resume to keep them, or another --out"
+            )
+        if done:
+            found = read_json(beside, "girih-predictions", "where `girih predict` has been")
+            for name, wanted in record.items():
+                if found.get(name) != wanted:
+                    raise ValueError(f"{beside}: {name} is {found.get(name)!r}, now {wanted!r}: pass another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(beside, record)
+        return done
 
-def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any]]:
-    """Return the detector of a fine-tuning run with its newest weights, its plan, and the run's config.
+
+def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
+    """Return the detector of a fine-tuning run with its newest weights, its plan, the run's config, and which weights.
 
     Raises:
         ValueError: the folder is not a fine-tuning run, has no checkpoint yet, or the checkpoint does not fit its plan.
@@ -103,7 +122,7 @@ def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any]]:
         detector.load_state_dict(load_model(checkpoint))
     except RuntimeError as error:
         raise ValueError(f"{checkpoint}: does not fit the plan in {run}/config.json: {error}") from error
-    return detector, plan, config
+    return detector, plan, config, checkpoint.name
 
 
 def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, girih_data3d.Prepared]]]:

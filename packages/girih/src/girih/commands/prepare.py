@@ -1,7 +1,8 @@
 """`girih prepare`: from files on disk to a zarr dataset."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,7 @@ from girih.atomic import write_json
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn scans into a zarr dataset: crop to the body, resample, normalise. A killed run goes on where it was."""
+    """Turn scans into a zarr dataset: crop zero borders, resample, normalise. A killed run goes on where it was."""
 
     data: Path
     """Folder with a dataset.json, or any folder of scans (NIfTI, NRRD, MetaImage, DICOM series)."""
@@ -64,13 +65,13 @@ def prepare(
     dataset = girih_data3d.read_manifest(data)
     count = workers or min(len(dataset.sources), os.cpu_count() or 1)
     console = Console(stderr=True)
-    with Progress(console=console) as progress, ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+    with Progress(console=console) as progress, _executor(count) as pool:
         bar = progress.add_task(f"preparing {dataset.name}", total=len(dataset.sources))
         report = girih_data3d.prepare_many(
             dataset, out, spec, executor=pool, overwrite=overwrite, on_progress=lambda *_: progress.advance(bar)
         )
     store, truth = girih_data3d.Store.open(out), out / "truth"
-    for case_id in store.case_ids:
+    for case_id in (*report.done, *report.skipped):
         if (objects := store[case_id].truth) is not None:
             truth.mkdir(exist_ok=True)
             write_json(truth / f"{case_id}.json", objects)
@@ -81,3 +82,8 @@ def prepare(
         raise ValueError(
             "\n  ".join(["some cases failed:", *(f"{case}: {why}" for case, why in report.failed.items())])
         )
+
+
+def _executor(count: int) -> AbstractContextManager[Executor | None]:
+    """A pool of `count` processes; None for one, which needs no pool."""
+    return nullcontext() if count == 1 else ProcessPoolExecutor(count, mp_context=get_context("spawn"))

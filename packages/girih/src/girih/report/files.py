@@ -36,9 +36,10 @@ class FrocCurve:
 
 @dataclass(frozen=True)
 class CaseScore:
-    """What became of one case: `tp` per prediction, `hit` per true object, both in the order of their file."""
+    """What became of one case: `tp` and `fp` per prediction, `hit` per true object, in the order of their file."""
 
     tp: Bool[np.ndarray, " n"]
+    fp: Bool[np.ndarray, " n"]
     hit: Bool[np.ndarray, " m"]
 
 
@@ -108,7 +109,7 @@ def read_scores(path: Path) -> Scores:
         },
         froc_curve=FrocCurve(**columns),
         cases={
-            case_id: CaseScore(tp=entry.flags("tp"), hit=entry.flags("hit"))
+            case_id: CaseScore(tp=entry.flags("tp"), fp=entry.flags("fp"), hit=entry.flags("hit"))
             for case_id, entry in record.records("cases").items()
         },
         notes=tuple(record.texts("notes")),

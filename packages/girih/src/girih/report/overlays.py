@@ -108,7 +108,7 @@ def view_cases(judged: Mapping[str, Mapping[str, Judged]], store: Path, iou: flo
 
 def view_case(case_id: str, case: Case, arms: Mapping[str, Judged], iou: float) -> CaseView:
     """Choose what to draw and where to look in one case. All arms have the same truth."""
-    kinds = {arm: judged.kinds(iou) for arm, judged in arms.items()}
+    kinds = {arm: judged.kinds() for arm, judged in arms.items()}
     truth = next(iter(arms.values())).truth
     objects, ignored = list[_Place](), list[_Place]()
     if truth is not None:

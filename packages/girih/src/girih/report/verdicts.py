@@ -12,7 +12,7 @@ from girih.report.files import Boxes, CaseScore, Scores, read_boxes
 from girih_metrics import pairwise_iou
 
 PredictionKind = Literal["tp", "fp", "neither", "prediction"]
-"""True positive, false positive, neither (no hit, but on an object that is not scored), not judged."""
+"""True positive, false positive, neither (not counted by the scores: on an ignored object, say), not judged."""
 TruthKind = Literal["found", "missed", "ignored"]
 
 GRID_TOLERANCE = 1e-3
@@ -27,13 +27,11 @@ class Judged:
     truth: Boxes | None
     score: CaseScore | None
 
-    def kinds(self, iou: float) -> list[PredictionKind]:
-        """Return the kind of every prediction; `iou` is the overlap with an ignored object that makes it neither."""
-        if self.truth is None or self.score is None:
+    def kinds(self) -> list[PredictionKind]:
+        """Return the kind of every prediction, as the scores have it."""
+        if self.score is None:
             return ["prediction"] * len(self.predictions.boxes)
-        ignored = self.truth.boxes[self.truth.ignore]
-        spared = [bool(row.any()) for row in pairwise_iou(self.predictions.boxes, ignored) >= iou]
-        return ["tp" if tp else "neither" if near else "fp" for tp, near in zip(self.score.tp, spared, strict=True)]
+        return ["tp" if tp else "fp" if fp else "neither" for tp, fp in zip(self.score.tp, self.score.fp, strict=True)]
 
     def true_kinds(self) -> list[TruthKind]:
         """Return the kind of every true object."""
@@ -98,6 +96,7 @@ def _judged(case_id: str, folder: Path, scores: Scores | None, truth: Path | Non
         (path, "classes", predictions.classes, objects.classes),
         (path, "shape_zyx", predictions.shape_zyx, objects.shape_zyx),
         (path, "number of boxes", len(predictions.boxes), len(verdict.tp)),
+        (path, "number of boxes", len(predictions.boxes), len(verdict.fp)),
         (true_path, "number of boxes", len(objects.boxes), len(verdict.hit)),
     ):
         if found != wanted:

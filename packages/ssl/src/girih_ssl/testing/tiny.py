@@ -120,6 +120,9 @@ def make_batch(size: int = 2, in_channels: int = 1, patch_zyx: Triple = (32, 32,
         labels=[torch.zeros(1, dtype=torch.int64) for _ in range(size)],
         dataset=[DATASETS[i % 2] for i in range(size)],
         case_id=[f"case_{i}" for i in range(size)],
+        start=torch.zeros(size, 3, dtype=torch.int64),
+        affine=torch.eye(4, dtype=torch.float64).repeat(size, 1, 1),
+        index=torch.arange(size),
     )
 
 
