@@ -171,17 +171,25 @@ def changed(session: nox.Session) -> None:
 
 
 def selected(base: str) -> list[str]:
-    """Sessions for the files that differ from `base`: lint, types, the packages' tests, integration."""
-    diff = subprocess.run(["git", "diff", "--name-only", base], cwd=ROOT, check=True, capture_output=True, text=True)
-    files = diff.stdout.split()
-    root_changed = any(
-        "/" not in name or name.startswith((".ci/", ".github/")) for name in files if not name.endswith(".md")
-    )
-    touched = [p for p in PACKAGES if root_changed or any(name.startswith(f"packages/{p}/") for name in files)]
+    """Sessions for the files that differ from `base`: lint, types, the packages' tests, integration, examples."""
+    everything_changed = not base.strip("0")  # a service that knows no base sends zeros
+    files = [] if everything_changed else git("diff", "--name-only", base) + git("ls-files", "-o", "--exclude-standard")
+    root = [name for name in files if "/" not in name or name.startswith((".ci/", ".github/"))]
+    everything_changed |= any(not name.endswith(".md") for name in root)
+    touched = [p for p in PACKAGES if everything_changed or any(name.startswith(f"packages/{p}/") for name in files)]
     if touched and "girih" not in touched:
         touched.append("girih")  # the program is built from the libraries
-    together = touched or any(name.startswith(("tests/", "README.md")) for name in files)
-    return ["lint", "types", *(f"tests(package='{p}')" for p in touched), *(["integration"] if together else [])]
+    names = ["lint", "types", *(f"tests(package='{package}')" for package in touched)]
+    if touched or any(name.startswith(("tests/", "README.md", "CONTRIBUTING.md")) for name in files):
+        names.append("integration")
+    if touched or any(name.startswith("examples/") for name in files):
+        names.append("examples")
+    return names
+
+
+def git(*arguments: str) -> list[str]:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
 
 
 @nox.session(venv_backend="none")

@@ -165,6 +165,50 @@ def test_weights_that_are_no_weights(
     assert not (tmp_path / "run").exists()
 
 
+def prepared(raw: Path, out: Path, change) -> Path:
+    """Prepare a copy of the raw dataset whose first case was changed."""
+    copy = shutil.copytree(raw, out.with_name("raw"))
+    manifest = json.loads((copy / "dataset.json").read_text())
+    change(manifest["cases"][0])
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    assert main(["prepare", "--data", str(copy), "--out", str(out), "--workers", "1"]) == 0
+    return out
+
+
+def unlabelled(case: dict) -> None:
+    del case["instances"], case["instance_classes"]
+
+
+def two_channels(case: dict) -> None:
+    case["images"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (unlabelled, [], ["'balls'", "'case0'", "'instances'"]),
+        (unlabelled, ["--no-segmentation"], ["'case0'", "unlabelled"]),
+        (two_channels, [], ["'case1' has 1 channels, 'case0' has 2"]),
+    ],
+    ids=["no instances", "no truth", "channels"],
+)
+def test_a_dataset_is_looked_at_before_the_training_starts(
+    change, options: list[str], words: list[str], raw: Path, plan: str, tmp_path: Path, capsys
+) -> None:
+    store, run = prepared(raw, tmp_path / "out", change), tmp_path / "run"
+    said = fails(capsys, "finetune", "--data", store, "--out", run, "--plan", plan, "--device", "cpu", *options)
+    assert all(word in said for word in words), said
+    assert not run.exists()
+
+
+def test_a_plan_of_other_classes(raw: Path, store: Path, plan: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(json.loads(Path(plan).read_text()) | {"classes": ["cube"]}))
+    said = fails(capsys, "finetune", "--data", store, "--out", tmp_path / "run", "--plan", path, "--device", "cpu")
+    assert "('cube',)" in said
+    assert "('ball',)" in said
+
+
 def test_a_model_folder_that_is_none(capsys: pytest.CaptureFixture[str], store: Path, tmp_path: Path) -> None:
     said = fails(capsys, "predict", "--model", tmp_path, "--data", store, "--out", tmp_path / "boxes")
     assert "config.json" in said

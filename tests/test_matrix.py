@@ -11,6 +11,7 @@ import girih_backbones
 import girih_ssl
 from girih.networks import initialise, make_detector, make_objective
 from girih.plans import Plan, load_plan
+from girih_data3d import PrepareSpec
 from girih_detectors import RetinaUNet
 
 PATCH = (32, 32, 32)
@@ -57,7 +58,7 @@ def test_objective_encoder_detector(name: str, encoder: str, channels: int, tmp_
     weights = tmp_path / "encoder.safetensors"
     girih_backbones.save_weights(weights, encoder=objective.encoder, objective=name, patch_zyx=PATCH)
     detector = make_detector(plan, in_channels=channels, classes=("ball",), segmentation=True, seed=1)
-    report, _ = initialise(detector, weights, scope="encoder", stem="exact", allow=(), normalisation=None)
+    report, _ = initialise(detector, weights, PrepareSpec(), stem="exact", allow=())
     assert report.counts["loaded"] == len(objective.encoder.state_dict())
     trained = objective.encoder.state_dict()
     assert all(tensor.equal(trained[key]) for key, tensor in detector.pyramid.encoder.state_dict().items())
@@ -84,7 +85,7 @@ def test_weights_of_another_architecture_change_nothing(tmp_path: Path) -> None:
     detector = make_detector(plan_with("residual"), in_channels=1, classes=("ball",), segmentation=False, seed=0)
     before = {key: tensor.clone() for key, tensor in detector.state_dict().items()}
     with pytest.raises(girih_backbones.TransferError, match="PlainEncoder"):
-        initialise(detector, weights, scope="encoder", stem="exact", allow=(), normalisation=None)
+        initialise(detector, weights, PrepareSpec(), stem="exact", allow=())
     assert all(tensor.equal(before[key]) for key, tensor in detector.state_dict().items())
 
 

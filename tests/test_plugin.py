@@ -27,7 +27,7 @@ def test_an_installed_objective_appears_in_the_help() -> None:
 
 def test_its_options_appear_in_its_own_help() -> None:
     command = [sys.executable, "-m", "girih.cli", "pretrain", "denoise", "--help"]
-    assert "--sigma" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "--objective.sigma" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_registry_knows_it() -> None:

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import noxfile
@@ -42,6 +44,14 @@ def test_the_commands_on_own_scans(
     assert scores["n_images"] == 3
     assert (tmp_path / "runs" / "mae" / "progress.png").stat().st_size > 1000
     assert json.loads((tmp_path / "runs" / "retina" / "transfer.json").read_text())["counts"]["loaded"] > 0
+
+
+def test_the_script_of_the_program_runs_as_a_file(raw: Path, tmp_path: Path) -> None:
+    text = (ROOT / "packages" / "girih" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "script.py").write_text(text)
+    shutil.copytree(raw, tmp_path / "scans")
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, capture_output=True)
+    assert len(girih_data3d.Store.open(tmp_path / "store")) == 3
 
 
 def test_the_manifest_it_shows_is_a_manifest(raw: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`girih demo`: the main job on real scans, small enough for two CPU cores."""
 
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +128,9 @@ class Demo:
             pretraining=runs / "pretrain" / "metrics.jsonl",
             notes=NOTES,
             facts={
-                "command": shlex.join(["girih", *sys.argv[1:]]),
-                "seed": str(self.seed),
-                "minutes": f"{minutes:.1f}",
+                "command": f"girih demo --seed {self.seed} --pretrain-steps {self.pretrain_steps} "
+                f"--finetune-steps {self.finetune_steps}",
+                "minutes of the last call": f"{minutes:.1f}",
                 "voxels": f"{SPACING_MM:g} mm",
                 "pre-training": f"MAE, {self.pretrain_steps} steps, batch 4, patch {MAE_PATCH}",
                 "fine-tuning": f"{self.finetune_steps} steps, batch {PLAN.batch_size}, patch {PLAN.patch_zyx}",
