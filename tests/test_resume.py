@@ -24,7 +24,7 @@ def command(kind: str, store: Path, plan: str, out: Path, world: int, steps: int
     ]  # fmt: skip
     arguments = {
         "pretrain": ["pretrain", "mae", "--patch-zyx", "32", "32", "32", "--batch-size", "2", "--momentum", "0.9"],
-        "finetune": ["finetune", "--augmentation", "base_more"],
+        "finetune": ["finetune", "--augmentation", "base_more", "--warmup-steps", "2"],
     }[kind]
     return [
         sys.executable, *program, *arguments, "--data", str(store), "--out", str(out), "--plan", plan,
