@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from girih_metrics import froc, match
+from girih_metrics import (
+    average_precision,
+    case_level,
+    froc,
+    froc_curve,
+    match,
+    operating_point,
+    score_at_fppi,
+)
 
 
 def good(make_case, cube):
@@ -90,3 +98,51 @@ def test_bad_classes_and_fppi(case_a):
         match(case_a, classes=["a"], iou=[0.1, 0.2]).outcome("1")
     with pytest.raises(ValueError, match="case_id is '9'"):
         match(case_a, classes=["a"]).outcome("9")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gt_masks": [None, None]}, r"gt_masks row 0 is None; wanted \(start_zyx, bool array\)"),
+        ({"gt_masks": None}, "gt_masks is NoneType; wanted a list"),
+        ({"gt_boxes": [[1, 2, 3, 4, 5, 6], [1, 2]]}, "gt_boxes is ragged; wanted rows of one length"),
+        ({"pred_scores": [[0.1], [0.1, 0.2]]}, "pred_scores is ragged"),
+        ({"gt_ignore": [[True], [True, False]]}, "gt_ignore is ragged"),
+    ],
+)
+@pytest.mark.usefixtures("plain_types")
+def test_lists_that_are_no_arrays(make_case, cube, change, message):
+    with pytest.raises(ValueError, match=r"case 'scan7': " + message):
+        match([good(make_case, cube) | change], classes=["a"])
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"distance": 3.0}, "distance is 3.0, criterion 'box_iou'"),
+        ({"criterion": "point_in_box", "distance": 3.0}, "it applies to 'center_distance' only"),
+        ({"criterion": "center_distance", "iou": 0.2}, "iou is 0.2, criterion 'center_distance'"),
+        ({"criterion": "point_in_box", "iou": [0.1, 0.2]}, "applies to box_iou, mask_iou, component_iou only"),
+        ({"classes": "abc"}, "classes are the text 'abc'; wanted a list"),
+    ],
+)
+def test_switches_that_do_not_apply(make_case, cube, switches, message):
+    with pytest.raises(ValueError, match=message):
+        match([good(make_case, cube)], **({"classes": ["a"]} | switches))
+
+
+@pytest.mark.parametrize("score", [average_precision, froc, froc_curve, operating_point, case_level])
+def test_no_cases_and_no_such_class(score, case_a):
+    with pytest.raises(ValueError, match="no cases; wanted at least one"):
+        score(match([], classes=["a"]))
+    if score not in (average_precision, froc):
+        for label in (7, -1):
+            with pytest.raises(ValueError, match=rf"label is {label}; wanted None or 0 <= label < 1"):
+                score(match(case_a, classes=["a"]), label=label)
+
+
+def test_bad_scores_to_keep(case_a):
+    with pytest.raises(ValueError, match="min_score is nan"):
+        operating_point(match(case_a, classes=["a"]), min_score=np.nan)
+    with pytest.raises(ValueError, match="label is 1"):
+        score_at_fppi(match(case_a, classes=["a"]), 1.0, label=1)

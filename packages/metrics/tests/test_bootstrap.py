@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_metrics import average_precision, bootstrap, froc, match, percentile_interval, resample
+from girih_metrics import average_precision, bootstrap, evaluate, froc, match, percentile_interval, resample
 
 CLASSES = ("a", "b")
 
@@ -79,3 +79,20 @@ def test_bad_requests(case_a):
     ):
         with pytest.raises(ValueError, match=message):
             froc(matches, weights=weights)
+
+
+def test_draws_that_lack_a_class_are_counted(make_case, cube):
+    """Class a in case 0, class b in case 1, nothing in case 2; 27 draws by hand are few, so count them again here."""
+    box = cube(0, 0, 0, 4)
+    cases = [make_case("0", [], [(box, 0)]), make_case("1", [(box, 0.5, 1)], [(box, 1)]), make_case("2")]
+    matches = match(cases, classes=["a", "b", "never"])
+    result, weights = bootstrap(matches, draws=300), resample(matches.groups, draws=300)
+    undefined = int((weights[:, :2] == 0).all(axis=1).sum())
+    dropped = int(((weights[:, :2] == 0).sum(axis=1) == 1).sum())
+    assert min(undefined, dropped) > 0
+    assert (result.attrs["n_undefined"], result.attrs["n_dropped_class"]) == (undefined, dropped)
+    assert np.isnan(result["ap"].values[:, 0]).sum() == undefined
+    only_b = (weights[:, 0] == 0) & (weights[:, 1] > 0)
+    assert (result["ap"].values[only_b, 0] == 1).all()  # the average of b alone
+    scored = evaluate(cases, classes=["a", "b", "never"], draws=300)
+    assert (scored.attrs["n_undefined"], scored.attrs["n_dropped_class"]) == (undefined, dropped)

@@ -4,10 +4,22 @@ import itertools
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_metrics import average_precision, bootstrap, compare, holm, match, preset
+from girih_metrics import (
+    Preset,
+    average_precision,
+    bca_interval,
+    bootstrap,
+    compare,
+    froc,
+    holm,
+    match,
+    operating_point,
+    preset,
+)
 
 
 def paper(cases):
@@ -98,3 +110,60 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p):
         while left and p[left[0]] * len(left) <= alpha:
             rejected.add(left.pop(0))
         assert {i for i in range(len(p)) if adjusted[i] <= alpha} == rejected
+
+
+def test_no_draws_no_interval(case_a):
+    result = compare({"a": paper(case_a), "b": paper(case_a)}, draws=0, permutations=5)
+    assert "interval" not in result
+    assert (result["difference"] == 0).all()
+
+
+def test_bca_interval_of_the_difference(case_a):
+    """From the leave-one-out scores of both methods, case by case."""
+    methods = {"a": paper(case_a), "b": paper(worse(case_a, lambda s: s > 0.65))}
+    result = compare(methods, draws=200, permutations=5, seed=3, interval="bca")
+    scores = [
+        (m, bootstrap(m, draws=200, seed=3)["froc"].squeeze("threshold"), froc(m)["froc"].squeeze("threshold"))
+        for m in methods.values()
+    ]
+    gone = [
+        [froc(paper([c for c in cases if c["case_id"] != out]))["froc"].item() for out in "1234"]
+        for cases in (case_a, worse(case_a, lambda s: s > 0.65))
+    ]
+    left_out = xr.DataArray(np.subtract(*gone), dims="left_out")
+    expected = bca_interval(scores[0][1] - scores[1][1], scores[0][2] - scores[1][2], left_out)
+    np.testing.assert_allclose(result["interval"].sel(metric="FROC@0.1")[0], expected)
+    percentile = compare(methods, draws=200, permutations=5, seed=3)
+    assert not result["interval"].equals(percentile["interval"])
+    assert result.attrs["interval"] == "bca"
+
+
+def test_methods_must_share_rules_and_sizes(case_a, cube):
+    a = paper(case_a)
+    with pytest.raises(ValueError, match="'b' was matched with ignored 'absorb', 'a' with 'once'"):
+        compare({"a": a, "b": match(case_a, classes=["a"])})
+    with pytest.raises(ValueError, match=r"'b' was matched at \[0\.2\], 'a' at \[0\.1\]"):
+        compare({"a": a, "b": match(case_a, classes=["a"], iou=0.2, ignored="once")})
+    other = [*case_a[:3], case_a[3] | {"gt_boxes": np.array([cube(0, 0, 0, 9)])}]
+    with pytest.raises(ValueError, match="case '4' has objects of other sizes"):
+        compare({"a": a, "b": paper(other)})
+    spared = [*case_a[:3], case_a[3] | {"gt_boxes": np.array([cube(0, 0, 0, 10)] * 2), "gt_labels": np.zeros(2, int)}]
+    spared[3]["gt_ignore"] = np.array([False, True])
+    for methods in ({"a": a, "b": paper(spared)}, {"b": paper(spared), "a": a}):
+        with pytest.raises(ValueError, match="case '4' has objects of other sizes, or others to ignore"):
+            compare(methods)
+
+
+def test_an_exchange_without_a_score_counts_as_large(cube, make_case):
+    """Each method predicts in one case only; exchanging one of them leaves a side without precision."""
+    box, far = cube(0, 0, 0, 4), cube(20, 0, 0, 4)
+    a = [make_case("0", [(box, 0.5, 0)], [(box, 0)]), make_case("1", [], [(box, 0)])]
+    b = [make_case("0", [], [(box, 0)]), make_case("1", [(far, 0.5, 0)], [(box, 0)])]
+
+    def precision(matches, weights):
+        return operating_point(matches, weights=weights)["precision"].isel(threshold=0)
+
+    methods = {"a": match(a, classes=["a"]), "b": match(b, classes=["a"])}
+    result = compare(methods, protocol=Preset("toy", {}, {"precision": precision}), draws=0, permutations=100)
+    assert result["difference"].item() == 1
+    assert result["p"].item() == 1

@@ -118,5 +118,11 @@ def test_missing_field(folders):
     document = json.loads((folders[0] / "s1.json").read_text())
     del document["scores"]
     write(folders[0], document)
-    with pytest.raises(ValueError, match="s1: scores is missing"):
+    with pytest.raises(ValueError, match=r"pred/s1\.json: scores is missing"):
         read_cases(*folders)
+
+
+def test_centres_of_another_shape(folders):
+    change(folders[1], centers_ras_mm=[[1, 2]])
+    with pytest.raises(ValueError, match=r"truth/s1\.json: centers_ras_mm has shape \(1, 2\); wanted \(n, 3\)"):
+        read_cases(*folders, unit="mm")

@@ -134,30 +134,77 @@ SWITCHES = st.fixed_dictionaries(
 )
 
 
+def shuffled(data, cases):
+    moved = []
+    for case in data.draw(st.permutations(cases)):
+        rows = {
+            "pred": data.draw(st.permutations(range(len(case["pred_scores"])))),
+            "gt": data.draw(st.permutations(range(len(case["gt_labels"])))),
+        }
+        changed = {}
+        for key, value in case.items():
+            order = rows.get(key.split("_")[0], [])
+            if key.startswith(("pred_", "gt_")):
+                changed[key] = [value[k] for k in order] if key.endswith("masks") else value[list(order)]
+        moved.append(case | changed)
+    return moved
+
+
+def assert_same_scores(cases, others, switches):
+    overlaps = {"iou": [0.1, 0.3]} if switches["criterion"].endswith("iou") else {}
+    before, after = (both(match(found, classes=CLASSES, **overlaps, **switches)) for found in (cases, others))
+    for value, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
 @given(st.data())
 def test_no_order_of_the_input_matters(case_lists, data):
     cases, switches = data.draw(case_lists(ignore=True)), data.draw(SWITCHES)
-    shuffled = []
-    for case in data.draw(st.permutations(cases)):
-        preds = data.draw(st.permutations(range(len(case["pred_scores"]))))
-        gts = data.draw(st.permutations(range(len(case["gt_labels"]))))
-        moved = {key: value[list(preds)] for key, value in case.items() if key.startswith("pred_")}
-        moved |= {key: value[list(gts)] for key, value in case.items() if key.startswith("gt_")}
-        shuffled.append(case | moved)
-    for before, after in zip(
-        both(
-            match(cases, classes=CLASSES, iou=[0.1, 0.3], **switches)
-            if switches["criterion"] == "box_iou"
-            else match(cases, classes=CLASSES, **switches)
-        ),
-        both(
-            match(shuffled, classes=CLASSES, iou=[0.1, 0.3], **switches)
-            if switches["criterion"] == "box_iou"
-            else match(shuffled, classes=CLASSES, **switches)
-        ),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(before, after)
+    assert_same_scores(cases, shuffled(data, cases), switches)
+
+
+@given(st.data())
+def test_no_order_matters_where_points_and_sizes_differ_from_the_boxes(case_lists, data):
+    """Same boxes, other points: the boxes alone cannot tell them apart."""
+    cases, switches = data.draw(case_lists()), data.draw(SWITCHES)
+    coordinate = st.integers(0, 3).map(float)
+    for case in cases:
+        for kind, key in (("pred", "pred_points"), ("gt", "gt_centers")):
+            n = len(case[f"{kind}_labels"])
+            case[f"{kind}_boxes"] = np.tile([0.0, 0, 0, 4, 4, 4], (n, 1))
+            points = data.draw(st.lists(st.tuples(*[coordinate] * 3), min_size=n, max_size=n))
+            case[key] = np.array(points, dtype=float).reshape(n, 3)
+    assert_same_scores(cases, shuffled(data, cases), switches)
+
+
+@given(st.data())
+def test_no_order_of_masks_matters(case_lists, data):
+    """Random voxels of one box; for pieces, each voxel belongs to one prediction and one object at most."""
+    cases, switches = data.draw(case_lists(ignore=True)), data.draw(SWITCHES)
+    switches["criterion"] = data.draw(st.sampled_from(["mask_iou", "component_iou", "point_in_mask"]))
+    for case in cases:
+        for kind in ("pred", "gt"):
+            n = len(case[f"{kind}_labels"])
+            owner = np.array(data.draw(st.lists(st.integers(0, n), min_size=12, max_size=12))).reshape(2, 2, 3)
+            case[f"{kind}_boxes"] = np.tile([0.0, 0, 0, 2, 2, 3], (n, 1))
+            case[f"{kind}_masks"] = [((0, 0, 0), owner == k) for k in range(n)]
+    assert_same_scores(cases, shuffled(data, cases), switches)
+
+
+def test_pieces_of_overlapping_masks_are_refused(make_case, cube):
+    bar, other = np.ones((1, 1, 4), dtype=bool), np.ones((1, 1, 2), dtype=bool)
+    pred = [(cube(0, 0, 0, 4), 0.9, 0), (cube(0, 0, 0, 4), 0.8, 0)]
+    case = make_case(
+        "1",
+        pred,
+        [(cube(0, 0, 0, 4), 0)],
+        pred_masks=[((0, 0, 0), bar), ((0, 0, 3), other)],
+        gt_masks=[((0, 0, 0), bar)],
+    )
+    with pytest.raises(ValueError, match="case '1': pred_masks rows 0 and 1 overlap; component_iou wants"):
+        match([case], classes=["a"], criterion="component_iou")
+    case["pred_masks"][1] = ((0, 0, 4), other)
+    assert len(match([case], classes=["a"], criterion="component_iou").pred_case) == 2
 
 
 @given(st.data())
@@ -181,3 +228,18 @@ def test_merge_refuses_what_does_not_belong_together(case_a):
         merge([matches, match(case_a, classes=["a"], iou=0.2)])
     with pytest.raises(ValueError, match="at least one"):
         merge([])
+
+
+def test_equal_boxes_are_told_apart_by_their_centres(make_case, cube):
+    """Both objects are equally close to the better prediction; the other reaches only one of them."""
+    same = cube(0, 0, 0, 4)
+    case = make_case(
+        "1",
+        [(same, 0.9, 0), (same, 0.8, 0)],
+        [(same, 0), (same, 0)],
+        pred_points=np.array([[2.0, 2, 2], [2, 2, 0.5]]),
+        gt_centers=np.array([[2.0, 2, 1], [2, 2, 3]]),
+    )
+    turned = case | {"gt_centers": case["gt_centers"][::-1]}
+    found = [len(match([c], classes=["a"], criterion="center_distance").outcome("1")["found"]) for c in (case, turned)]
+    assert found[0] == found[1]

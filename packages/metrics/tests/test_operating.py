@@ -77,3 +77,14 @@ def test_bins_partition_objects_and_mistakes(case_lists, data):
         assert sum(part[name].item() for part in parts) == whole[name].item()
     everything = by_size(matches, [0, 100])["0 to 100"]
     np.testing.assert_array_equal(froc(everything)["sensitivity"], froc(matches)["sensitivity"])
+
+
+def test_points_have_no_size_of_their_own(make_case, cube):
+    point = cube(1, 1, 1, 0)
+    case = make_case("0", [(point, 0.9, 0), (cube(9, 9, 9, 0), 0.8, 0)], [(cube(0, 0, 0, 2), 0)])
+    matches = match([case], classes=["a"], criterion="center_distance")
+    with pytest.raises(ValueError, match="no prediction has a volume; wanted 'all' for point marks"):
+        by_size(matches, [1, 4])
+    (part,) = by_size(matches, [1, 4], false_positives="all").values()
+    assert operating_point(part)["fp"].item() == 1
+    assert list(by_size(match([make_case("0")], classes=["a"]), [1, 4])) == ["1 to 4"]

@@ -1,5 +1,7 @@
 """Figures hold what the numbers say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,23 @@ def test_significance_map(methods, tmp_path):
     assert grid[1, 0] == -grid[0, 1]
     assert len(figure.axes[0].patches) == 6
     figure.savefig(tmp_path / "map.png")
+
+
+def test_the_critical_difference_is_of_average_ranks(methods):
+    scores = score_methods({name: {"x": m, "y": m} for name, m in methods.items()}, draws=0)
+    for rules in ({"order": "aggregate_then_rank"}, {"ties": "min"}):
+        with pytest.raises(ValueError, match=r"wanted \('rank_then_aggregate', 'average'\)"):
+            plot_critical_difference(ranking(scores, **rules), "mAP@0.1")
+
+
+def test_counts_of_errors_are_not_scaled(methods):
+    counts = replace(preset("paper"), lower_is_better=frozenset({"mAP@0.1"}))
+    comparison = compare({name: methods[name] for name in ("all", "few")}, protocol=counts, draws=0, permutations=5)
+    for metric, size in (("mAP@0.1", 1), ("FROC@0.1", 100)):
+        grid = plot_significance(comparison, metric).axes[0].images[0].get_array()
+        assert grid[0, 1] == pytest.approx(size * comparison["difference"].sel(metric=metric).item())
+    scores = score_methods({name: {"x": m} for name, m in methods.items()}, protocol=counts, draws=3)
+    figure = plot_ranks(scores, ranking(scores), baselines={"": "few"})
+    gain = scores["score"].sel({"metric": "mAP@0.1", "dataset": "x"})
+    gain = gain.sel({"method": "all"}).item() - gain.sel({"method": "few"}).item()
+    assert figure.axes[2].patches[0].get_width() == pytest.approx(gain)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_metrics import PRESETS, evaluate, match, nndetection_compat, preset
+from girih_metrics import PRESETS, bootstrap, evaluate, match, nndetection_compat, preset
 
 PARTS = st.integers(0, 12).map(float)
 
@@ -223,3 +223,47 @@ def test_every_preset_explains_itself_and_checks_its_cases(name, make_case):
     assert "Corrected:" in text or "Not included:" in text
     with pytest.raises(ValueError, match="case '0': pred_scores row 0 is nan"):
         preset(name).match([make_case("0", [([0, 0, 0, 1, 1, 1], np.nan, 0)])], classes=["a"])
+
+
+@given(st.data())
+def test_paper_is_nndetection_at_a_tenth(case_lists, data):
+    cases = data.draw(case_lists(ignore=True))
+    ours, theirs = score("paper", cases).to_series(), score("nndetection", cases).to_series()
+    np.testing.assert_array_equal(ours["mAP@0.1"], theirs["AP@0.1"])
+    np.testing.assert_array_equal(ours["FROC@0.1"], theirs["FROC@0.1"])
+
+
+def test_paper_lets_an_ignored_object_take_one_prediction(cube, make_case):
+    box = cube(0, 0, 0, 4)
+    case = make_case(
+        "0",
+        [(box, 0.9, 0), (box, 0.8, 0), (cube(20, 0, 0, 4), 0.7, 0)],
+        [(box, 0), (cube(20, 0, 0, 4), 0)],
+        gt_ignore=np.array([True, False]),
+    )
+    assert score("paper", [case], ["a"]).sel(metric="mAP@0.1").item() == 0.5  # the second is a false positive
+
+
+def test_adam_averages_the_sensitivity_of_scans(cube, make_case):
+    one, far = cube(0, 0, 0, 4), [cube(20 * k, 0, 0, 4) for k in range(1, 4)]
+    cases = [
+        make_case("0", [(one, 1.0, 0)], [(one, 0)]),
+        make_case("1", [(one, 1.0, 0)], [(box, 0) for box in (one, *far)]),
+        make_case("2", [(one, 1.0, 0)]),
+    ]
+    found = score("adam", cases, ["a"]).to_series()
+    assert found["sensitivity"] == (1 + 1 / 4) / 2  # pooled: 2 of 5
+    assert found["false positives per image"] == pytest.approx(1 / 3)
+    chosen = preset("adam")
+    weighted = chosen.score(chosen.match(cases, classes=["a"]), np.array([[3, 1, 1], [0, 0, 2]]))
+    assert weighted.sel(metric="sensitivity").values == pytest.approx([(3 + 1 / 4) / 4, np.nan], nan_ok=True)
+
+
+@pytest.mark.usefixtures("plain_types")
+def test_an_unknown_interval_is_refused(case_a):
+    with pytest.raises(ValueError, match="interval is 'BCa'; wanted 'percentile' or 'bca'"):
+        evaluate(case_a, classes=["a"], draws=5, interval="BCa")
+    with pytest.raises(ValueError, match="interval is 'BCa'"):
+        evaluate(case_a, classes=["a"], draws=0, interval="BCa")
+    with pytest.raises(ValueError, match="interval is 'BCa'"):
+        bootstrap(match(case_a, classes=["a"]), draws=5, interval="BCa")

@@ -166,6 +166,8 @@ def test_table_layout():
     assert "**81.82**" not in mae
     missing = scores_of([[[0.5, np.nan], [0.25, 0.5]]], ["a", "b"])
     assert rank_table(missing).splitlines()[2] == ("| a | <u>**50.00**</u> | - | - | <u>**1.50**</u> |")
+    counts = missing.assign(lower_is_better=("metric", [1]))  # false positives per image: no percentages
+    assert rank_table(counts).splitlines()[2].startswith("| a | 0.50 |")
     with pytest.raises(ValueError, match=r"families lack \['b'\]"):
         rank_table(missing, families={"a": "x"})
 

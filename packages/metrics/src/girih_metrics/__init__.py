@@ -26,7 +26,7 @@ from girih_metrics.matching import match
 from girih_metrics.nndetection import nndetection_compat
 from girih_metrics.operating import operating_point, score_at_fppi
 from girih_metrics.preset import Preset
-from girih_metrics.protocols import PRESETS, evaluate, preset
+from girih_metrics.protocols import PRESETS, evaluate, evaluate_matches, preset
 from girih_metrics.ranking import critical_difference, mean_rank, rank, ranking, score_methods
 from girih_metrics.stratify import by_size
 from girih_metrics.tables import rank_table, save
@@ -50,6 +50,7 @@ __all__ = [
     "compare",
     "critical_difference",
     "evaluate",
+    "evaluate_matches",
     "froc",
     "froc_curve",
     "from_coco",

@@ -10,10 +10,8 @@ from jaxtyping import Int64
 from girih_metrics.ap import average_precision
 from girih_metrics.froc import FPPI, Interpolation, Pooling, froc
 from girih_metrics.interfaces import Numbers
-from girih_metrics.intervals import bca_interval, percentile_interval
+from girih_metrics.intervals import Interval, bca_interval, check_interval, percentile_interval
 from girih_metrics.matches import Matches
-
-Interval = Literal["percentile", "bca"]
 
 
 def bootstrap(
@@ -51,10 +49,14 @@ def bootstrap(
     Returns:
         For each of ap (threshold), froc (threshold), sensitivity (threshold, fppi) and band (threshold, band_fppi):
         the draws under that name (dimension draw), NAME_point, and NAME_interval with dimension bound (lower, upper).
+        A draw without any object of a class averages the other classes: attrs["n_dropped_class"] counts those draws,
+        attrs["n_undefined"] those without any object, which are NaN and left out of the intervals.
 
     Raises:
-        ValueError: no case, fewer than one draw, a level outside (0, 1), "bca" with a single group.
+        ValueError: no case, fewer than one draw, a level outside (0, 1), an unknown interval, "bca" with a single
+            group.
     """
+    check_interval(interval)
     units = matches.groups if group else matches.case_ids
 
     def scores(weights: np.ndarray) -> dict[str, xr.DataArray]:
@@ -69,7 +71,8 @@ def bootstrap(
         return found
 
     point = {name: value.isel(draw=0) for name, value in scores(np.ones((1, matches.n_images))).items()}
-    drawn = scores(resample(units, draws=draws, seed=seed))
+    weights = resample(units, draws=draws, seed=seed)
+    drawn = scores(weights)
     left_out = scores(leave_one_out(units)) if interval == "bca" else {}
     parts: dict[str, xr.DataArray] = {}
     for name, values in drawn.items():
@@ -87,6 +90,7 @@ def bootstrap(
         "n_images": matches.n_images,
         "n_groups": len(set(matches.groups)),
         "n_objects": int(matches.gt_counted.sum()),
+        **draws_lacking(matches, weights),
     }
     return xr.Dataset(parts, attrs=attrs | dict(matches.settings))
 
@@ -104,6 +108,17 @@ def resample(
     names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     times = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return times[:, member].astype(np.int64)
+
+
+def draws_lacking(matches: Matches, weights: Int64[np.ndarray, "draws images"]) -> dict[str, int]:
+    """Count the draws without any object (n_undefined), and those without one of the classes (n_dropped_class).
+
+    Classes that have no object in the whole set do not count, nor do draws without any object in the second.
+    """
+    objects = matches.n_objects()
+    drawn = weights @ objects[:, objects.any(axis=0)] > 0
+    some = drawn.any(axis=1)
+    return {"n_undefined": int((~some).sum()), "n_dropped_class": int((some & ~drawn.all(axis=1)).sum())}
 
 
 def leave_one_out(groups: Sequence[str]) -> Int64[np.ndarray, "groups images"]:

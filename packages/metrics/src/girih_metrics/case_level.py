@@ -30,7 +30,7 @@ def case_level(
         auroc, NaN without positive or without negative cases, and ap, uninterpolated, NaN without positive cases.
 
     Raises:
-        ValueError: an unknown switch, scores outside [0, 1] with "noisy_or", broken weights.
+        ValueError: no case, an unknown label or switch, scores outside [0, 1] with "noisy_or", broken weights.
     """
     values = check_weights(matches, weights)
     scores, positive = case_scores(matches, label=label, combine=combine)
@@ -60,10 +60,11 @@ def case_scores(
     """Return the score of every case, in the order of `matches.case_ids`, and whether it is positive.
 
     Raises:
-        ValueError: an unknown `combine`, scores outside [0, 1] with "noisy_or".
+        ValueError: an unknown label or `combine`, scores outside [0, 1] with "noisy_or".
     """
     if combine not in ("max", "noisy_or"):
         raise ValueError(f"combine is {combine!r}; wanted 'max' or 'noisy_or'")
+    matches.check_label(label)
     chosen = np.ones(len(matches.pred_case), dtype=bool) if label is None else matches.pred_label == label
     case, score = matches.pred_case[chosen], matches.pred_score[chosen]
     if combine == "max":

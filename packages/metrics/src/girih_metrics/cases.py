@@ -14,8 +14,8 @@ class Checked:
     """One case with every array present, float64 / int64, and known to be sound.
 
     Raises:
-        ValueError: a missing key, a wrong shape, a NaN or infinite number, an inverted box, a negative size, a label
-            outside the classes; the message names case, key and row.
+        ValueError: a missing key, a wrong shape, ragged rows, a NaN or infinite number, an inverted box, a negative
+            size, a label outside the classes; the message names case, key and row.
     """
 
     def __init__(self, case: Case, n_classes: int) -> None:
@@ -66,8 +66,16 @@ def _required(data: Mapping[str, Any], key: str, case_id: str) -> Any:
     return data[key]
 
 
+def _array(data: Mapping[str, Any], key: str, case_id: str) -> np.ndarray:
+    found = _required(data, key, case_id)
+    try:
+        return np.asarray(found)
+    except ValueError as error:
+        raise ValueError(f"case {case_id!r}: {key} is ragged; wanted rows of one length") from error
+
+
 def _numbers(data: Mapping[str, Any], key: str, case_id: str, shape: tuple[int, ...]) -> np.ndarray:
-    raw = np.asarray(_required(data, key, case_id))
+    raw = _array(data, key, case_id)
     if raw.dtype.kind not in "fiu":
         raise ValueError(f"case {case_id!r}: {key} has dtype {raw.dtype}; wanted real numbers")
     values = raw.astype(np.float64)
@@ -81,7 +89,7 @@ def _numbers(data: Mapping[str, Any], key: str, case_id: str, shape: tuple[int, 
 
 
 def _boxes(data: Mapping[str, Any], key: str, case_id: str) -> np.ndarray:
-    raw = np.asarray(_required(data, key, case_id))
+    raw = _array(data, key, case_id)
     boxes = _numbers(data, key, case_id, (0 if raw.size == 0 else len(np.atleast_1d(raw)), 6))
     inverted = np.asarray((boxes[:, 3:] < boxes[:, :3]).any(axis=1))
     _refuse(inverted, key, case_id, boxes, "z0 <= z1, y0 <= y1, x0 <= x1")
@@ -89,7 +97,7 @@ def _boxes(data: Mapping[str, Any], key: str, case_id: str) -> np.ndarray:
 
 
 def _labels(data: Mapping[str, Any], key: str, case_id: str, n: int, n_classes: int) -> np.ndarray:
-    raw = np.asarray(_required(data, key, case_id))
+    raw = _array(data, key, case_id)
     if raw.size and raw.dtype.kind not in "iu":
         raise ValueError(f"case {case_id!r}: {key} has dtype {raw.dtype}; wanted integers")
     if raw.size != n or raw.ndim > 1:
@@ -102,7 +110,7 @@ def _labels(data: Mapping[str, Any], key: str, case_id: str, n: int, n_classes: 
 def _flags(data: Mapping[str, Any], key: str, case_id: str, n: int) -> np.ndarray:
     if key not in data:
         return np.zeros(n, dtype=bool)
-    raw = np.asarray(data[key])
+    raw = _array(data, key, case_id)
     if (raw.size and raw.dtype != np.bool_) or raw.size != n or raw.ndim > 1:
         raise ValueError(f"case {case_id!r}: {key} is {raw.dtype} {raw.shape}; wanted bool ({n},)")
     return raw.reshape(n).astype(bool)
@@ -111,11 +119,16 @@ def _flags(data: Mapping[str, Any], key: str, case_id: str, n: int) -> np.ndarra
 def _masks(data: Mapping[str, Any], key: str, case_id: str, n: int) -> list[tuple[np.ndarray, np.ndarray]] | None:
     if key not in data:
         return None
+    if not isinstance(data[key], list | tuple):
+        raise ValueError(f"case {case_id!r}: {key} is {type(data[key]).__name__}; wanted a list, one mask per box")
     if len(data[key]) != n:
         raise ValueError(f"case {case_id!r}: {key} has {len(data[key])} masks; wanted {n}, one per box")
     masks = []
-    for row, (start, voxels) in enumerate(data[key]):
-        corner, array = np.asarray(start), np.asarray(voxels)
+    for row, entry in enumerate(data[key]):
+        if not isinstance(entry, tuple | list) or len(entry) != 2:
+            raise ValueError(f"case {case_id!r}: {key} row {row} is {entry!r}; wanted (start_zyx, bool array)")
+        start, voxels = entry
+        corner, array = _array({key: start}, key, case_id), np.asarray(voxels)
         if corner.shape != (3,) or corner.dtype.kind not in "iu" or array.ndim != 3 or array.dtype != np.bool_:
             raise ValueError(
                 f"case {case_id!r}: {key} row {row} is a start {start} and {array.dtype} {array.shape}; "

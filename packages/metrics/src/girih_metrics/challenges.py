@@ -40,7 +40,8 @@ def pn9() -> Preset:
 
     Rule: as `luna16`, with the diameter taken as the larger of the y and x extents of the box, its centre as the
     nodule's, voxels as millimetres (the images are 1 mm), at most 300 marks, and no classes although there are nine.
-    Corrected: as `luna16`.
+    Corrected: as `luna16`. Marks that tie with the 301st score are dropped, as there; the copy lowers that limit by
+    1e-8 and so keeps those of them that come first in the file, up to 300, which depends on the order of the file.
     """
 
     def prepare(case: Case) -> Case:
@@ -61,12 +62,14 @@ def ribfrac() -> Preset:
     """RibFrac, detection track (Jin et al. 2020; the challenge's evaluation.py).
 
     Rule: overlap = voxels of a connected piece of (truth and prediction) / voxels of the connected piece of (truth or
-    prediction) that holds it; a hit is above 0.2. Each prediction stands for the object it overlaps most; further hits
+    prediction) that holds it; pieces connect over faces, edges and corners, and one belongs to the prediction and the
+    object at its first voxel. A hit is above 0.2. Each prediction stands for the object it overlaps most; further hits
     on an object count as nothing. The curve has the score thresholds 0, 0.01 ... 0.99; recall is read at 0.5, 1, 2, 4
     and 8 false positives per scan, linearly, 0 left of its first point, and averaged.
     Corrected: more than 255 instances (the script casts to 8 bits); thresholds are decimal (its 0.35 misses a score of
     0.35); false positives are counted without its 1e-8, which pushed points off the FPPI they lie on; of several
-    pieces between one pair the largest overlap counts, not the last.
+    pieces between one pair the largest overlap counts, not the last. Masks that overlap are refused: the challenge's
+    files are label maps.
     """
 
     def prepare(case: Case) -> Case:
@@ -103,8 +106,8 @@ def picai() -> Preset:
     Rule: mask IoU of at least 0.1; as many pairs as possible, of these the largest total overlap (Hungarian); further
     candidates that overlap enough count as nothing. AP is the uninterpolated sum, AUROC tells cases with a lesion from
     those without by their best candidate, the score is their mean.
-    Corrected: an overlap of exactly 0.1 is a hit, where picai_eval stops with an assertion; the last threshold of its
-    FROC, lost when every lesion is found, is kept (see `froc(interpolation="step")`).
+    Corrected: the last threshold of its FROC, lost when every lesion is found, is kept (see
+    `froc(interpolation="step")`).
     """
 
     def precision(matches: Matches, weights: np.ndarray) -> xr.DataArray:
@@ -132,13 +135,16 @@ def adam() -> Preset:
     """ADAM, detection task (Timmins et al. 2021).
 
     Rule: a point hits an aneurysm if it lies within the largest radius around its centre of mass (`gt_centers`,
-    `gt_diameters`); further hits count as nothing; treated aneurysms are ignored. Points have no scores: all count.
+    `gt_diameters`); further hits count as nothing; treated aneurysms are ignored (`gt_ignore`). Points have no scores:
+    all count. Sensitivity is that of each scan with an untreated aneurysm, averaged over these scans.
+    Different: a point on a treated site is recognised by that site's radius, as on any other; the challenge looks up
+    the voxel in the mask of treated sites.
     Not included: the challenge's rank, a min-max normalisation over the teams.
     """
     return Preset(
         "adam",
         {"criterion": "center_distance", **ANY_HIT},
-        {"sensitivity": _at_all("sensitivity"), "false positives per image": _at_all("fppi")},
+        {"sensitivity": _scan_sensitivity, "false positives per image": _at_all("fppi")},
         prepare=_one_class,
         classes=("aneurysm",),
         lower_is_better=frozenset({"false positives per image"}),
@@ -174,6 +180,15 @@ def _at_all(name: str, beta: float = 1.0) -> Score:
         return operating_point(matches, beta=beta, weights=weights)[name].isel(threshold=0)
 
     return score
+
+
+def _scan_sensitivity(matches: Matches, weights: np.ndarray) -> xr.DataArray:
+    objects, found = matches.n_objects().sum(axis=1), np.zeros(matches.n_images)
+    np.add.at(found, matches.gt_case, matches.gt_counted & (matches.found_by[0] >= 0))
+    positive = objects > 0
+    share = np.divide(found, objects, out=np.zeros_like(found), where=positive)
+    n_positive = weights @ positive.astype(np.float64)
+    return xr.DataArray(weights @ share / np.where(n_positive > 0, n_positive, np.nan), dims="draw")
 
 
 def _one_class(case: Case) -> Case:

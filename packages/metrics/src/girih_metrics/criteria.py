@@ -86,7 +86,8 @@ def _component_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndar
     found, real = [case.pred_masks[i] for i in preds], [case.gt_masks[j] for j in gts]
     low = np.min([start for start, _ in found + real], axis=0)
     high = np.max([start + mask.shape for start, mask in found + real], axis=0)
-    pred_map, gt_map = _painted(found, low, high - low), _painted(real, low, high - low)
+    pred_map = _painted(found, low, high - low, f"case {case.case_id!r}: pred_masks", preds)
+    gt_map = _painted(real, low, high - low, f"case {case.case_id!r}: gt_masks", gts)
     touching = np.ones((3, 3, 3), dtype=bool)
     pieces, _ = label((pred_map > 0) & (gt_map > 0), structure=touching)
     union, _ = label((pred_map > 0) | (gt_map > 0), structure=touching)
@@ -98,11 +99,19 @@ def _component_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndar
     return value
 
 
-def _painted(masks: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return a map with k + 1 where mask k is; the first mask wins where several overlap."""
+def _painted(
+    masks: Sequence[tuple[np.ndarray, np.ndarray]], low: np.ndarray, shape: np.ndarray, where: str, rows: np.ndarray
+) -> np.ndarray:
+    """Return a map with k + 1 where mask k is."""
     painted = np.zeros(shape, dtype=np.int64)
-    for k, (start, mask) in reversed(list(enumerate(masks))):
+    for k, (start, mask) in enumerate(masks):
         window = painted[tuple(slice(a, a + n) for a, n in zip(start - low, mask.shape, strict=True))]
+        taken = window[mask].max(initial=0)
+        if taken:
+            first, second = sorted((int(rows[taken - 1]), int(rows[k])))
+            raise ValueError(
+                f"{where} rows {first} and {second} overlap; component_iou wants them disjoint, a label map"
+            )
         window[mask] = k + 1
     return painted
 

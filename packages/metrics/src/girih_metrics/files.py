@@ -50,7 +50,7 @@ def read_cases(
     for document in (*truths.items(), *predicted.items()):
         if _classes(document) != classes:
             raise ValueError(f"{document[0]}: classes are {_classes(document)}; wanted {classes} as in the other files")
-    return [_case(name, truths[name], predicted.get(name), unit) for name in truths]
+    return [_case(name, truths[name], predicted.get(name), unit, (Path(truth), Path(predictions))) for name in truths]
 
 
 def read_classes(truth: Path | str) -> tuple[str, ...]:
@@ -104,47 +104,57 @@ def _classes(document: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _case(case_id: str, truth: dict[str, Any], predicted: dict[str, Any] | None, unit: str) -> Case:
+def _case(
+    case_id: str, truth: dict[str, Any], predicted: dict[str, Any] | None, unit: str, folders: tuple[Path, Path]
+) -> Case:
+    real_at, found_at = (str(folder / f"{case_id}.json") for folder in folders)
     found = predicted if predicted is not None else {"boxes": [], "boxes_ras_mm": [], "scores": [], "labels": []}
     case: Case = {
         "case_id": case_id,
         "group": str(truth.get("patient_id") or case_id),
-        "gt_boxes": _boxes(case_id, truth, unit),
-        "gt_labels": _array(case_id, truth, "labels", np.int64),
-        "pred_boxes": _boxes(case_id, found, unit),
-        "pred_scores": _array(case_id, found, "scores", np.float64),
-        "pred_labels": _array(case_id, found, "labels", np.int64),
+        "gt_boxes": _boxes(real_at, truth, unit),
+        "gt_labels": _array(real_at, truth, "labels", np.int64),
+        "pred_boxes": _boxes(found_at, found, unit),
+        "pred_scores": _array(found_at, found, "scores", np.float64),
+        "pred_labels": _array(found_at, found, "labels", np.int64),
     }
     if truth.get("ignore") is not None:
-        case["gt_ignore"] = _array(case_id, truth, "ignore", np.bool_)
+        case["gt_ignore"] = _array(real_at, truth, "ignore", np.bool_)
     if unit == "mm" and truth.get("centers_ras_mm") is not None:
-        case["gt_centers"] = _array(case_id, truth, "centers_ras_mm", np.float64).reshape(-1, 3)[:, ::-1]
+        case["gt_centers"] = _points(real_at, truth, "centers_ras_mm")
     if unit == "mm" and truth.get("diameters_mm") is not None:
-        case["gt_diameters"] = _array(case_id, truth, "diameters_mm", np.float64)
+        case["gt_diameters"] = _array(real_at, truth, "diameters_mm", np.float64)
     return case
 
 
-def _boxes(case_id: str, document: dict[str, Any], unit: str) -> np.ndarray:
+def _boxes(where: str, document: dict[str, Any], unit: str) -> np.ndarray:
     key = "boxes" if unit == "voxel" else "boxes_ras_mm"
-    boxes = _array(case_id, document, key, np.float64)
+    boxes = _array(where, document, key, np.float64)
     if boxes.size == 0:
         return boxes.reshape(0, 6)
     if boxes.ndim != 2 or boxes.shape[1] != 6:
-        raise ValueError(f"case {case_id!r}: {key} has shape {boxes.shape}; wanted (n, 6)")
+        raise ValueError(f"{where}: {key} has shape {boxes.shape}; wanted (n, 6)")
     return boxes if unit == "voxel" else boxes[:, [2, 1, 0, 5, 4, 3]]
 
 
-def _array(case_id: str, document: dict[str, Any], key: str, dtype: type) -> np.ndarray:
-    raw = _field(case_id, document, key)
+def _points(where: str, document: dict[str, Any], key: str) -> np.ndarray:
+    points = _array(where, document, key, np.float64)
+    if points.size and (points.ndim != 2 or points.shape[1] != 3):
+        raise ValueError(f"{where}: {key} has shape {points.shape}; wanted (n, 3)")
+    return points.reshape(-1, 3)[:, ::-1]
+
+
+def _array(where: str, document: dict[str, Any], key: str, dtype: type) -> np.ndarray:
+    raw = _field(where, document, key)
     try:
         values = np.asarray(raw)
     except ValueError as error:
-        raise ValueError(f"case {case_id!r}: {key} is ragged; wanted rows of one length") from error
+        raise ValueError(f"{where}: {key} is ragged; wanted rows of one length") from error
     wanted = {np.int64: "iu", np.float64: "iuf", np.bool_: "b"}[dtype]
     if values.size and values.dtype.kind not in wanted:
-        raise ValueError(f"case {case_id!r}: {key} holds {values.dtype}; wanted {np.dtype(dtype).name}")
+        raise ValueError(f"{where}: {key} holds {values.dtype}; wanted {np.dtype(dtype).name}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"case {case_id!r}: {key} holds a number too large for float64; wanted finite numbers")
+        raise ValueError(f"{where}: {key} holds a number too large for float64; wanted finite numbers")
     return values.astype(dtype)
 
 

@@ -96,7 +96,7 @@ def froc_curve(matches: Matches, *, threshold: float | int | None = None, label:
         label: one class; None: all pooled.
 
     Raises:
-        ValueError: an unknown threshold.
+        ValueError: no case, an unknown threshold or label.
     """
     scores, tp, fp = operating_points(matches, matches.threshold_index(threshold), label)
     counted = matches.gt_counted if label is None else matches.gt_counted & (matches.gt_label == label)

@@ -1,12 +1,14 @@
 """Confidence intervals from bootstrap draws (Efron and Tibshirani 1993, chapters 13 and 14)."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float64
 from scipy.special import ndtr, ndtri
 
+Interval = Literal["percentile", "bca"]
 Bounds = Callable[[tuple[int, ...], np.ndarray], np.ndarray]
 
 
@@ -67,6 +69,16 @@ def bca_interval(
         return ends
 
     return _bounds(values, bounds)
+
+
+def check_interval(interval: Interval) -> None:
+    """Check the name of a kind of interval.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if interval not in ("percentile", "bca"):
+        raise ValueError(f"interval is {interval!r}; wanted 'percentile' or 'bca'")
 
 
 def _bounds(values: xr.DataArray, of_draws: Bounds) -> xr.DataArray:

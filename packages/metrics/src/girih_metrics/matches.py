@@ -72,6 +72,15 @@ class Matches:
             raise ValueError(f"threshold is {threshold}; wanted one of those matched at: {self.thresholds.tolist()}")
         return int(found[0])
 
+    def check_label(self, label: int | None) -> None:
+        """Check that `label` is a class, or None for all.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if label is not None and not 0 <= label < len(self.classes):
+            raise ValueError(f"label is {label}; wanted None or 0 <= label < {len(self.classes)}, of {self.classes}")
+
     def at(self, threshold: float | int) -> "Matches":
         """Return the matches at one threshold only.
 

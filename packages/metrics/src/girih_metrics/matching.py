@@ -14,13 +14,16 @@ from girih_metrics.criteria import MISS, OVERLAPS, Closeness, CriterionName, clo
 from girih_metrics.interfaces import Case, Numbers
 from girih_metrics.matches import Matches
 
+IOU = 0.1
+"""The overlap of a hit in nnDetection's and the study's main score."""
+
 
 def match(
     cases: Sequence[Case],
     *,
     classes: Sequence[str],
     criterion: CriterionName = "box_iou",
-    iou: float | int | Numbers = 0.1,
+    iou: float | int | Numbers = IOU,
     distance: float | int | Numbers | None = None,
     assignment: AssignmentName = "greedy",
     duplicates: Literal["false_positive", "ignored"] = "false_positive",
@@ -40,7 +43,7 @@ def match(
         criterion: "box_iou" | "mask_iou" (overlap `iou`), "component_iou" (the same by connected pieces of
             intersection and union, as RibFrac), "center_distance" (prediction point to object centre),
             "point_in_mask" | "point_in_box" (prediction point inside the object, no threshold).
-        iou: overlap(s) from which a pair is a hit, in (0, 1].
+        iou: overlap(s) from which a pair is a hit, in (0, 1]; for the three overlaps only.
         distance: largest centre distance(s) of a hit in the boxes' unit; None: the object's own radius,
             gt_diameters / 2 (threshold 1, in radii).
         assignment: "greedy" by score, "hungarian", "max_overlap" (each prediction stands for its closest object),
@@ -51,14 +54,16 @@ def match(
             to counted objects first; absorbed ones count neither as true nor as false positives.
         max_detections: predictions kept per case and class, best scores first; None: all.
         order: what decides between equals. "content": of equal scores the closer prediction comes first; equally
-            close objects go by coordinates. "given": the order of the arrays, and the last of equally close objects,
-            as nnDetection and COCO do.
+            close objects go by their boxes, centres, diameters and masks. "given": the order of the arrays, and the
+            last of equally close objects, as nnDetection and COCO do.
         unit: of boxes, centres, diameters and points; written down in the result. Masks are always on voxels.
 
     Raises:
-        ValueError: bad cases (see `check_cases`), thresholds or switches.
+        ValueError: bad cases (see `check_cases`), thresholds or switches, or one that the criterion does not have.
     """
     names = tuple(classes)
+    if isinstance(classes, str):
+        raise ValueError(f"classes are the text {classes!r}; wanted a list of names")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"classes are {names}; wanted at least one, no name twice")
     thresholds = _thresholds(criterion, iou, distance)
@@ -156,13 +161,14 @@ class _Collected:
     def add(self, index: int, label: int, case: Checked, rules: _Rules) -> None:
         preds, gts = np.flatnonzero(case.pred_labels == label), np.flatnonzero(case.gt_labels == label)
         if rules.max_detections is not None and len(preds) > rules.max_detections:
-            # Among equal scores at the cut, the coordinates decide: not the order in the file, not the ground truth.
-            corners = case.pred_boxes[preds].T[::-1] if rules.by_content else preds[None]
-            order = np.lexsort((*corners, -case.pred_scores[preds]))
+            # Among equal scores at the cut, the content decides: not the order in the file, not the ground truth.
+            keys = _content(preds, case.pred_boxes, case.pred_points, case.pred_masks) if rules.by_content else [preds]
+            order = np.lexsort((*keys, -case.pred_scores[preds]))
             preds = np.sort(preds[order[: rules.max_detections]])
         if len(gts) > 1:
-            corners = case.gt_boxes[gts].T[::-1] if rules.by_content else -gts[None]
-            gts = gts[np.lexsort((*corners, case.gt_ignore[gts]))]
+            sizes = np.column_stack([case.gt_centers, case.gt_diameters])
+            keys = _content(gts, case.gt_boxes, sizes, case.gt_masks) if rules.by_content else [-gts]
+            gts = gts[np.lexsort((*keys, case.gt_ignore[gts]))]
         value = rules.measure(case, preds, gts)
         order = _order(case.pred_scores[preds], value if rules.by_content else value[:, :0])
         preds, value = preds[order], value[order]
@@ -170,9 +176,9 @@ class _Collected:
         self.judged.append(judged)
         self.found_by.append(np.where(found_by >= 0, found_by + self.n_preds, -1))
         self.n_preds += len(preds)
-        sizes = np.cbrt(volume(case.pred_boxes[preds])), np.cbrt(volume(case.gt_boxes[gts]))
-        self.preds.append((*_placed(index, label, preds), case.pred_scores[preds], sizes[0]))
-        self.gts.append((*_placed(index, label, gts), sizes[1], ~case.gt_ignore[gts]))
+        pred_size, gt_size = np.cbrt(volume(case.pred_boxes[preds])), np.cbrt(volume(case.gt_boxes[gts]))
+        self.preds.append((*_placed(index, label, preds), case.pred_scores[preds], pred_size))
+        self.gts.append((*_placed(index, label, gts), gt_size, ~case.gt_ignore[gts]))
 
     def matches(
         self,
@@ -212,6 +218,18 @@ def _empty(n: int) -> tuple[np.ndarray, ...]:
     return tuple(np.zeros(0, dtype=np.int64) for _ in range(n))
 
 
+def _content(
+    rows: np.ndarray, boxes: np.ndarray, more: np.ndarray, masks: list[tuple[np.ndarray, np.ndarray]] | None
+) -> list[np.ndarray]:
+    """Keys for lexsort, least important first: masks, points and diameters, boxes."""
+    keys = [*more[rows].T[::-1], *boxes[rows].T[::-1]]
+    if masks is not None:
+        texts = [(*masks[row][0].tolist(), *masks[row][1].shape, masks[row][1].tobytes()) for row in rows]
+        place = {text: k for k, text in enumerate(sorted(set(texts)))}
+        keys.insert(0, np.array([place[text] for text in texts]))
+    return keys
+
+
 def _order(scores: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Best score first; equal scores by best closeness, then by the whole row of closeness."""
     order = np.argsort(-scores, kind="stable")
@@ -223,6 +241,10 @@ def _order(scores: np.ndarray, value: np.ndarray) -> np.ndarray:
 def _thresholds(
     criterion: CriterionName, iou: float | int | Numbers, distance: float | int | Numbers | None
 ) -> list[float]:
+    if criterion != "center_distance" and distance is not None:
+        raise ValueError(f"distance is {distance}, criterion {criterion!r}; it applies to 'center_distance' only")
+    if criterion not in OVERLAPS and not np.array_equal(np.asarray(iou), IOU):
+        raise ValueError(f"iou is {iou}, criterion {criterion!r}; it applies to {', '.join(OVERLAPS)} only")
     if criterion in OVERLAPS:
         values = [float(x) for x in np.atleast_1d(np.asarray(iou, dtype=np.float64))]
         if not values or len(set(values)) < len(values) or not all(0 < x <= 1 for x in values):

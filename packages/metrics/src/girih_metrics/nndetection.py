@@ -18,6 +18,8 @@ def nndetection_compat(cases: Sequence[Case], *, classes: Sequence[str]) -> dict
     without ground truth has AP -1, which enters the mean; predictions of equal score count one by one in the order of
     the cases given; the IoU thresholds are numpy.linspace(0.1, 0.5, 9); FROC is NaN when there are predictions but no
     hit, and 0 without ground truth, under another key ("froc_score").
+    Mirrors the evaluator under numpy 2, where recall and precision are float64; under numpy 1 they were partly float32,
+    and an AP can differ in the third digit.
     Source: nndet/evaluator/detection/{matching,coco,froc}.py (Baumgartner et al. 2021).
 
     Raises:

@@ -29,8 +29,11 @@ def operating_point(
         nothing is right; NaN without ground truth and predictions), fppi, tp, fp and n_objects, all over (threshold).
 
     Raises:
-        ValueError: beta not positive, broken weights.
+        ValueError: no case, an unknown label, beta not positive, min_score NaN, broken weights.
     """
+    matches.check_label(label)
+    if np.isnan(min_score):
+        raise ValueError("min_score is nan; wanted a number")
     if not 0 < beta < np.inf:
         raise ValueError(f"beta is {beta}; wanted a positive number")
     values = check_weights(matches, weights)
@@ -71,7 +74,7 @@ def score_at_fppi(
     Choose it on validation cases and apply it to test cases with `operating_point`. Infinity: keep nothing.
 
     Raises:
-        ValueError: an unknown threshold.
+        ValueError: no case, an unknown threshold or label.
     """
     scores, _, fp = operating_points(matches, matches.threshold_index(threshold), label)
     return float(scores[np.flatnonzero(fp / matches.n_images <= fppi)[-1]]) if fppi >= 0 else np.inf

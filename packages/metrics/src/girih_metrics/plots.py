@@ -98,7 +98,7 @@ def plot_ranks(
         ranks: from `ranking(scores)`.
         families: {method: family}, say the architecture; None: one family.
         baselines: {family: method}; adds a panel per metric with the mean difference over datasets to it.
-        scale: of the scores.
+        scale: of the scores; counts of errors (lower is better) are not scaled.
 
     Raises:
         ValueError: no draws, a method without a family, or a family or method unknown in `baselines`.
@@ -135,7 +135,8 @@ def plot_ranks(
         columns[k].set_xlabel(f"rank by {metric}")
         columns[k].set_xlim(0.5, len(methods) + 0.5)
         if baselines is not None:
-            mean = scores["score"].sel(metric=metric).mean("dataset", skipna=False) * scale
+            size = 1 if bool(scores["lower_is_better"].sel(metric=metric)) else scale
+            mean = scores["score"].sel(metric=metric).mean("dataset", skipna=False) * size
             gains = [float(mean.sel({"method": n}) - mean.sel({"method": baselines[family[n]]})) for n in methods]
             bars = columns[len(metrics) + k].barh(places, gains, color=[f"C{names.index(family[n])}" for n in methods])
             columns[len(metrics) + k].bar_label(bars, fmt="%+.1f", padding=2, fontsize=7)
@@ -152,7 +153,13 @@ def plot_critical_difference(ranks: xr.Dataset, metric: str, *, alpha: float = 0
         ranks: from `ranking`.
         metric: one of its metrics.
         alpha: of the test.
+
+    Raises:
+        ValueError: ranks other than averages over datasets, ties averaged, which the test is about.
     """
+    found = (ranks.attrs.get("order"), ranks.attrs.get("ties"))
+    if found != ("rank_then_aggregate", "average"):
+        raise ValueError(f"ranks are by order, ties {found}; wanted ('rank_then_aggregate', 'average')")
     means = ranks["mean_rank"].sel(metric=metric)
     means = means.isel({"method": np.argsort(means.values, kind="stable")})
     values, n = means.values, means.sizes["method"]
@@ -182,16 +189,17 @@ def plot_significance(comparison: xr.Dataset, metric: str, *, alpha: float = 0.0
         comparison: from `compare` without baseline.
         metric: one of its metrics.
         alpha: limit of the adjusted p-value.
-        scale: of the differences.
+        scale: of the differences; those of counts of errors (lower is better) are not scaled.
     """
     pairs = comparison.sel(metric=metric)
+    size = 1 if bool(pairs["lower_is_better"]) else scale
     first, second = (pairs[name].values.tolist() for name in ("first", "second"))
     names = list(dict.fromkeys([*first, *second]))
     grid = np.full((len(names), len(names)), np.nan)
     figure, axes = _canvas("", "", height=1.5 + 0.6 * len(names))
     figure.set_figwidth(3 + 0.6 * len(names))
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
-        row, column, value = names.index(a), names.index(b), scale * pairs["difference"].values[k]
+        row, column, value = names.index(a), names.index(b), size * pairs["difference"].values[k]
         grid[row, column], grid[column, row] = value, -value
         if pairs["p_holm"].values[k] <= alpha:
             for corner in ((column - 0.45, row - 0.45), (row - 0.45, column - 0.45)):

@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 
 from girih_metrics.ap import average_precision
-from girih_metrics.bootstrap import Interval, leave_one_out, resample
+from girih_metrics.bootstrap import draws_lacking, leave_one_out, resample
 from girih_metrics.challenges import adam, cada, luna16, picai, pn9, ribfrac
 from girih_metrics.froc import froc
 from girih_metrics.interfaces import Case
-from girih_metrics.intervals import bca_interval, percentile_interval
+from girih_metrics.intervals import Interval, bca_interval, check_interval, percentile_interval
 from girih_metrics.matches import Matches
 from girih_metrics.preset import Preset, Score
 from girih_metrics.thresholds import iou_range
@@ -44,19 +44,45 @@ def evaluate(
         interval: "percentile" or "bca".
 
     Returns:
-        score (metric); with draws, interval (metric, bound) and draws (metric, draw).
+        score (metric); with draws, interval (metric, bound) and draws (metric, draw). A draw without any object of a
+        class averages the other classes: attrs["n_dropped_class"] counts those draws, attrs["n_undefined"] those
+        without any object, whose AP and FROC are NaN and left out of the interval.
 
     Raises:
-        ValueError: bad cases, an unknown protocol, no case.
+        ValueError: bad cases, an unknown protocol or interval, no case.
     """
     rules = preset(protocol) if isinstance(protocol, str) else protocol
     matches = rules.match(cases, classes=classes)
+    return evaluate_matches(
+        matches, protocol=rules, draws=draws, seed=seed, group=group, level=level, interval=interval
+    )
+
+
+def evaluate_matches(
+    matches: Matches,
+    *,
+    protocol: str | Preset = "paper",
+    draws: int = 1000,
+    seed: int = 0,
+    group: bool = True,
+    level: float | int = 0.95,
+    interval: Interval = "percentile",
+) -> xr.Dataset:
+    """Return the scores of a protocol, with intervals, from matches made by its rules.
+
+    Arguments, result and errors are those of `evaluate`.
+    """
+    rules = preset(protocol) if isinstance(protocol, str) else protocol
+    check_interval(interval)
     if not matches.n_images:
         raise ValueError("no cases; wanted at least one")
     result = xr.Dataset({"score": rules.score(matches)})
+    lacking: dict[str, int] = {}
     if draws:
         units = matches.groups if group else matches.case_ids
-        result["draws"] = rules.score(matches, resample(units, draws=draws, seed=seed))
+        weights = resample(units, draws=draws, seed=seed)
+        lacking = draws_lacking(matches, weights)
+        result["draws"] = rules.score(matches, weights)
         if interval == "bca":
             left_out = rules.score(matches, leave_one_out(units)).rename(draw="left_out")
             result["interval"] = bca_interval(result["draws"], result["score"], left_out, level=level)
@@ -72,6 +98,7 @@ def evaluate(
         "absent": ", ".join(matches.classes[label] for label in np.flatnonzero(counted.sum(axis=0) == 0)),
         "level": float(level),
         "interval": interval,
+        **lacking,
         **dict(matches.settings),
     }
     return result
@@ -81,18 +108,23 @@ def paper() -> Preset:
     """The comparison of pre-trained 3D detectors ("The Missing Piece", section 2.4, Tables 2 and 3).
 
     Rule: box IoU of at least 0.1, greedy by score, one object per prediction, further hits are false positives, at
-    most 100 predictions per image and class. mAP@0.1 is the mean over classes of 101-point AP; FROC@0.1 the mean
+    most 100 predictions per image and class; an ignored object takes one prediction, further hits on it are false
+    positives. mAP@0.1 is the mean over classes of 101-point AP; FROC@0.1 the mean
     sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per image, all classes in one curve.
     Source: nnDetection's evaluator (Baumgartner et al. 2021), which the study uses.
     Corrected: as `nndetection`.
     """
-    return Preset("paper", {"criterion": "box_iou", "iou": 0.1}, {"mAP@0.1": _ap(0.1), "FROC@0.1": _froc(0.1)})
+    return Preset(
+        "paper",
+        {"criterion": "box_iou", "iou": 0.1, "ignored": "once"},
+        {"mAP@0.1": _ap(0.1), "FROC@0.1": _froc(0.1)},
+    )
 
 
 def nndetection() -> Preset:
     """NnDetection's evaluation (Baumgartner et al. 2021; nndet/evaluator/detection).
 
-    Rule: as `paper`, at IoU 0.1 and 0.5, and mAP over IoU 0.1, 0.15 ... 0.5; an ignored object takes one prediction.
+    Rule: as `paper`, at IoU 0.1 and 0.5, and mAP over IoU 0.1, 0.15 ... 0.5.
     Corrected: a class without ground truth is left out instead of entering the mean as -1; FROC is 0 instead of NaN
     when nothing is hit, and works with ignored objects; IoU thresholds are decimal, so that 0.3 is 0.3; AP does not
     depend on the order of images when scores are equal; boxes without volume match nothing.

@@ -27,13 +27,16 @@ def by_size(
         {"low to high": matches}, in the order of the bins.
 
     Raises:
-        ValueError: fewer than two edges, or edges that do not ascend.
+        ValueError: fewer than two edges, edges that do not ascend, or "own_size" where no prediction has a volume
+            (point marks), so that no bin would hold a false positive.
     """
     bounds = [float(edge) for edge in edges]
     if len(bounds) < 2 or any(not low < high for low, high in pairwise(bounds)):
         raise ValueError(f"edges are {bounds}; wanted at least two, ascending")
     if false_positives not in ("own_size", "all"):
         raise ValueError(f"false_positives is {false_positives!r}; wanted 'own_size' or 'all'")
+    if false_positives == "own_size" and len(matches.pred_size) and not matches.pred_size.any():
+        raise ValueError("false_positives is 'own_size', but no prediction has a volume; wanted 'all' for point marks")
     return {
         f"{low:g} to {high:g}": _within(matches, low, high, false_positives == "own_size")
         for low, high in pairwise(bounds)

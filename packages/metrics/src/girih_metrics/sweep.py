@@ -91,7 +91,13 @@ def count(sweep: Sweep, weights: Float64[np.ndarray, "draws images"]) -> Iterato
 def operating_points(
     matches: Matches, t: int, label: int | None
 ) -> tuple[Float64[np.ndarray, " p"], Float64[np.ndarray, " p"], Float64[np.ndarray, " p"]]:
-    """Return score, true and false positives when the predictions of that score and above are kept, inf first."""
+    """Return score, true and false positives when the predictions of that score and above are kept, inf first.
+
+    Raises:
+        ValueError: no case, an unknown label.
+    """
+    _check_images(matches)
+    matches.check_label(label)
     score, _, tp = _sorted(matches, t, label)
     last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1) if len(score) else np.zeros(0, dtype=np.int64)
     found, wrong = np.cumsum(tp)[last], np.cumsum(tp == 0)[last]
@@ -102,8 +108,9 @@ def check_weights(matches: Matches, weights: np.ndarray | None) -> Float64[np.nd
     """Return the weightings as float64, one of ones for None.
 
     Raises:
-        ValueError: not one column per image, not whole numbers of at least 0, or a row of zeros.
+        ValueError: no case; not one column per image, not whole numbers of at least 0, or a row of zeros.
     """
+    _check_images(matches)
     if weights is None:
         return np.ones((1, matches.n_images))
     values = np.asarray(weights, dtype=np.float64)
@@ -116,6 +123,11 @@ def check_weights(matches: Matches, weights: np.ndarray | None) -> Float64[np.nd
             f"weights row {int(np.flatnonzero(~values.any(axis=1))[0])} is zero; wanted at least one image"
         )
     return values
+
+
+def _check_images(matches: Matches) -> None:
+    if not matches.n_images:
+        raise ValueError("no cases; wanted at least one")
 
 
 def _sorted(matches: Matches, t: int, label: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ def rank_table(
             None: one family.
         order: how datasets are combined for the mean rank, see `mean_rank`.
         ties: see `rank`.
-        scale: of the scores.
+        scale: of the scores; counts of errors (lower is better) are not scaled.
 
     Raises:
         ValueError: a method without a family.
@@ -42,7 +42,7 @@ def rank_table(
     for metric in scores["metric"].values:
         part = scores.sel(metric=metric)
         lower = bool(part["lower_is_better"])
-        values = part["score"].sel({"method": methods}) * scale
+        values = part["score"].sel({"method": methods}) * (1 if lower else scale)
         for dataset in scores["dataset"].values:
             headers.append(f"{metric} {dataset}")
             columns.append(_column(values.sel(dataset=dataset).values, methods, family, lower))
@@ -64,24 +64,35 @@ def save(result: xr.Dataset, path: Path | str) -> None:
         ValueError: another suffix.
     """
     target = Path(path)
+    check_suffix(target)
     if target.suffix == ".nc":
         result.to_netcdf(target, engine="scipy")
     elif target.suffix == ".zarr":
         result.to_zarr(target, mode="w", zarr_format=2)  # version 3 has no stable strings yet
-    elif target.suffix == ".csv":
-        target.write_text(long_csv(result), encoding="utf-8")
     else:
-        raise ValueError(f"{target}: suffix is {target.suffix!r}; wanted .nc, .zarr or .csv")
+        target.write_text(long_csv(result), encoding="utf-8")
+
+
+def check_suffix(path: Path) -> None:
+    """Check that `save` knows the suffix of a path.
+
+    Raises:
+        ValueError: another suffix than .nc, .zarr or .csv.
+    """
+    if path.suffix not in (".nc", ".zarr", ".csv"):
+        raise ValueError(f"{path}: suffix is {path.suffix!r}; wanted .nc, .zarr or .csv")
 
 
 def long_csv(result: xr.Dataset) -> str:
-    """Return comma-separated text: variable, one column per dimension, value."""
+    """Return comma-separated text: variable, a column per dimension and per label along one, value."""
     dims = [str(dim) for dim in result.sizes]
-    lines = [",".join(["variable", *dims, "value"])]
+    labels_of = {str(name): str(c.dims[0]) for name, c in result.coords.items() if c.ndim == 1 and name not in dims}
+    lines = [",".join(["variable", *dims, *labels_of, "value"])]
     for name, values in result.data_vars.items():
         for index in np.ndindex(values.shape):
             at = dict(zip((str(dim) for dim in values.dims), index, strict=True))
             labels = [_label(result, dim, at[dim]) if dim in at else "" for dim in dims]
+            labels += [str(result[key].values[at[dim]]) if dim in at else "" for key, dim in labels_of.items()]
             lines.append(",".join(_quoted(text) for text in [str(name), *labels, str(values.values[index])]))
     return "\n".join(lines) + "\n"
 

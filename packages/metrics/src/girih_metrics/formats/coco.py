@@ -1,7 +1,7 @@
 """In the manner of COCO, in 3D: a truth file {images, categories, annotations} and a list of predictions.
 
 An annotation is {image_id, category_id, bbox: [x, y, z, width, height, depth], ignore?}, a prediction the same with
-score. The case is the image's `file_name` without suffix, or its id.
+score. The case is the image's `file_name` without .nii.gz, or its id.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 
 from girih_metrics.convert import from_coco, to_coco
 from girih_metrics.files import read_json
-from girih_metrics.formats.loaded import Loaded, field, numbers
+from girih_metrics.formats.loaded import Loaded, case_id_of, entries, field, numbers
 from girih_metrics.interfaces import Case
 
 
@@ -20,32 +20,37 @@ def read(predictions: Path, truth: Path) -> Loaded:
     """Return the cases of all images, in voxels; classes in the order of the category ids.
 
     Raises:
-        ValueError: a missing key, or an unknown image or category.
+        ValueError: a missing key, an id that is none, an image that occurs twice, an unknown image or category.
     """
     document, found = read_json(truth), read_json(predictions)
-    images = {
-        field(image, "id", str(truth)): str(image.get("file_name", image["id"])).split("/")[-1].split(".")[0]
-        for image in field(document, "images", str(truth))
+    images: dict[Any, str] = {}
+    for image in entries(field(document, "images", str(truth)), f"{truth}: images"):
+        number = _id(image, "id", f"{truth}: images")
+        if number in images:
+            raise ValueError(f"{truth}: image id {number!r} occurs more than once")
+        images[number] = case_id_of(str(image.get("file_name", number)))
+    names = {
+        _id(category, "id", f"{truth}: categories"): str(field(category, "name", f"{truth}: categories"))
+        for category in entries(field(document, "categories", str(truth)), f"{truth}: categories")
     }
-    categories = sorted(field(document, "categories", str(truth)), key=lambda category: int(category["id"]))
-    label = {category["id"]: k for k, category in enumerate(categories)}
-    truths = _grouped(field(document, "annotations", str(truth)), images, label, str(truth))
+    label = {number: k for k, number in enumerate(sorted(names, key=lambda number: (isinstance(number, str), number)))}
+    truths = _grouped(field(document, "annotations", str(truth)), images, label, f"{truth}: annotations")
     preds = _grouped(found, images, label, str(predictions))
     cases: list[Case] = []
     for image, case_id in images.items():
-        gts, ours = truths[image], preds[image]
+        gts, ours, where = truths[image], preds[image], f"{predictions}: case {case_id!r}"
         cases.append(
             {
                 "case_id": case_id,
-                "gt_boxes": _boxes(gts, str(truth)),
+                "gt_boxes": _boxes(gts, f"{truth}: case {case_id!r}"),
                 "gt_labels": np.array([label[row["category_id"]] for row in gts], dtype=np.int64),
                 "gt_ignore": np.array([bool(row.get("ignore", row.get("iscrowd", 0))) for row in gts], dtype=bool),
-                "pred_boxes": _boxes(ours, str(predictions)),
-                "pred_scores": numbers([field(row, "score", str(predictions)) for row in ours], None, str(predictions)),
+                "pred_boxes": _boxes(ours, where),
+                "pred_scores": numbers([field(row, "score", where) for row in ours], None, where),
                 "pred_labels": np.array([label[row["category_id"]] for row in ours], dtype=np.int64),
             }
         )
-    return Loaded(cases, tuple(str(field(category, "name", str(truth))) for category in categories), "voxel")
+    return Loaded(cases, tuple(names[number] for number in label), "voxel")
 
 
 def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
@@ -72,12 +77,19 @@ def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
 
 def _grouped(rows: Any, images: dict[Any, str], label: dict[Any, int], where: str) -> dict[Any, list[dict[str, Any]]]:
     grouped: dict[Any, list[dict[str, Any]]] = {image: [] for image in images}
-    for k, row in enumerate(rows):
-        image, category = field(row, "image_id", where), field(row, "category_id", where)
+    for k, row in enumerate(entries(rows, where)):
+        image, category = _id(row, "image_id", f"{where} row {k}"), _id(row, "category_id", f"{where} row {k}")
         if image not in grouped or category not in label:
             raise ValueError(f"{where}: row {k} has image_id {image!r}, category_id {category!r}; wanted known ones")
         grouped[image].append(row)
     return grouped
+
+
+def _id(row: Any, key: str, where: str) -> int | str:
+    found = field(row, key, where)
+    if not isinstance(found, int | str):
+        raise ValueError(f"{where}: {key} is {found!r}; wanted a whole number or a text")
+    return found
 
 
 def _boxes(rows: list[dict[str, Any]], where: str) -> np.ndarray:

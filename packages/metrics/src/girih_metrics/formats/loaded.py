@@ -1,5 +1,6 @@
 """What every reader returns and every writer takes."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -46,6 +47,41 @@ def field(document: Any, key: str, where: str) -> Any:
         found = sorted(document) if isinstance(document, dict) else type(document).__name__
         raise ValueError(f"{where}: {key} is missing; found {found}")
     return document[key]
+
+
+def entries(value: Any, where: str) -> list[Any]:
+    """Return a JSON list.
+
+    Raises:
+        ValueError: something else; names `where`.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: is {type(value).__name__}; wanted a list")
+    return value
+
+
+def case_id_of(file_name: str) -> str:
+    """Return the name of an image file without folders, .nii and .gz; dots inside stay, as in DICOM UIDs."""
+    return file_name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".nii")
+
+
+def numbered_classes(cases: Sequence[Case], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return `classes`, or class0, class1 ... up to the highest label in truth or predictions.
+
+    Raises:
+        ValueError: a label beyond `classes`; names the case.
+    """
+    highest = {str(case["case_id"]): _highest(case) for case in cases}
+    if classes is None:
+        return tuple(f"class{k}" for k in range(max(highest.values(), default=0) + 1))
+    for case_id, label in highest.items():
+        if label >= len(classes):
+            raise ValueError(f"case {case_id!r}: label is {label}; wanted one below {len(classes)}, {tuple(classes)}")
+    return tuple(classes)
+
+
+def _highest(case: Case) -> int:
+    return int(np.concatenate([case["gt_labels"], case["pred_labels"]]).max(initial=0))
 
 
 def known_cases(predicted: set[str], cases: set[str], where: str) -> None:

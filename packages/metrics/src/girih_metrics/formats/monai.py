@@ -5,6 +5,7 @@ file's name without .nii.gz. The truth file is the same without score.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,29 @@ import numpy as np
 
 from girih_metrics.convert import from_monai, lps_to_ras, to_monai
 from girih_metrics.files import read_json
-from girih_metrics.formats.loaded import Loaded, field, known_cases, labels_of, numbers
+from girih_metrics.formats.loaded import (
+    Loaded,
+    case_id_of,
+    entries,
+    field,
+    known_cases,
+    labels_of,
+    numbered_classes,
+    numbers,
+)
 from girih_metrics.interfaces import Case
 
 SECTION = "validation"
 
 
-def read(predictions: Path, truth: Path) -> Loaded:
-    """Return the cases of the section "validation", in millimetres; classes are named class0, class1 ...
+def read(predictions: Path, truth: Path, classes: Sequence[str] | None = None) -> Loaded:
+    """Return the cases of the section "validation", in millimetres.
+
+    Labels are named by `classes`, else class0, class1 ... up to the highest in truth or predictions.
 
     Raises:
-        ValueError: a missing key, an image that occurs twice, or a prediction for an unknown image.
+        ValueError: a missing key, an image that occurs twice, a prediction for an unknown image, a label
+            beyond `classes`.
     """
     truths, found = _entries(truth), _entries(predictions)
     known_cases(set(found), set(truths), str(predictions))
@@ -43,14 +56,13 @@ def read(predictions: Path, truth: Path) -> Loaded:
                 "pred_labels": pred_labels,
             }
         )
-    every = np.concatenate([case[key] for case in cases for key in ("gt_labels", "pred_labels")] or [np.zeros(0)])
-    return Loaded(cases, tuple(f"class{k}" for k in range(int(every.max(initial=0)) + 1)), "mm")
+    return Loaded(cases, numbered_classes(cases, classes), "mm")
 
 
 def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
     """Write both files."""
     for path, kind in ((truth, "gt"), (predictions, "pred")):
-        entries = []
+        listed = []
         for case in loaded.cases:
             boxes, labels = (
                 (case["gt_boxes"], case["gt_labels"]) if kind == "gt" else (case["pred_boxes"], case["pred_labels"])
@@ -60,20 +72,19 @@ def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
                 "box": to_monai(lps_to_ras(boxes), mode="cccwhd").tolist(),
                 "label": labels.tolist(),
             }
-            entries.append(entry if kind == "gt" else entry | {"score": case["pred_scores"].tolist()})
+            listed.append(entry if kind == "gt" else entry | {"score": case["pred_scores"].tolist()})
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({SECTION: entries}), encoding="utf-8")
+        path.write_text(json.dumps({SECTION: listed}), encoding="utf-8")
 
 
 def _entries(path: Path) -> dict[str, dict[str, Any]]:
-    entries: dict[str, dict[str, Any]] = {}
-    for entry in field(read_json(path), SECTION, str(path)):
-        name = str(field(entry, "image", str(path))).replace("\\", "/").rsplit("/", 1)[-1]
-        case_id = name.removesuffix(".gz").removesuffix(".nii")
-        if case_id in entries:
+    found: dict[str, dict[str, Any]] = {}
+    for row, entry in enumerate(entries(field(read_json(path), SECTION, str(path)), f"{path}: {SECTION}")):
+        case_id = case_id_of(str(field(entry, "image", f"{path}: {SECTION} row {row}")))
+        if case_id in found:
             raise ValueError(f"{path}: image {case_id!r} occurs more than once")
-        entries[case_id] = entry
-    return entries
+        found[case_id] = entry
+    return found
 
 
 def _boxes(entry: dict[str, Any], where: str) -> tuple[np.ndarray, np.ndarray]:

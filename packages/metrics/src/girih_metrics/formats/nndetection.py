@@ -3,33 +3,44 @@
 Its predictions are pickles, which we do not open: a pickle can run code. Write them as JSON where nnDetection is
 installed:
 
-    for path in folder.glob("*_boxes.pkl"):
+    import json
+    from pathlib import Path
+
+    import numpy as np
+    from nndet.io.load import load_pickle
+
+    for path in Path("test_predictions").glob("*_boxes.pkl"):
         result = load_pickle(path)
         keys = ("pred_boxes", "pred_scores", "pred_labels")
         path.with_suffix(".json").write_text(json.dumps({key: np.asarray(result[key]).tolist() for key in keys}))
 """
 
 import json
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from zipfile import is_zipfile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
 from girih_metrics.convert import from_nndetection, to_nndetection
 from girih_metrics.files import read_json
-from girih_metrics.formats.loaded import Loaded, field, known_cases, labels_of, numbers
+from girih_metrics.formats.loaded import Loaded, field, known_cases, labels_of, numbered_classes, numbers
 from girih_metrics.interfaces import Case
 
 TRUTH, PREDICTION = "_boxes_gt.npz", "_boxes.json"
 
 
-def read(predictions: Path, truth: Path) -> Loaded:
-    """Return the cases of both folders, in voxels, unpadded; classes are named class0, class1 ...
+def read(predictions: Path, truth: Path, classes: Sequence[str] | None = None) -> Loaded:
+    """Return the cases of both folders, in voxels, unpadded.
+
+    Labels are named by `classes`, else class0, class1 ... up to the highest in truth or predictions.
 
     Boxes keep nnDetection's padding, first index - 1 to last index + 1, on both sides, so that overlaps are its own.
 
     Raises:
-        ValueError: a missing folder, file or key, or a prediction for an unknown case.
+        ValueError: a missing folder, file or key, a broken file, a prediction for an unknown case, a label beyond
+            `classes`.
     """
     truths = {path.name[: -len(TRUTH)]: path for path in sorted(truth.glob(f"*{TRUTH}"))}
     found = {path.name[: -len(PREDICTION)]: path for path in sorted(predictions.glob(f"*{PREDICTION}"))}
@@ -53,8 +64,7 @@ def read(predictions: Path, truth: Path) -> Loaded:
                 "pred_labels": labels_of(field(document, "pred_labels", where), where),
             }
         )
-    every = np.concatenate([case[key] for case in cases for key in ("gt_labels", "pred_labels")])
-    return Loaded(cases, tuple(f"class{k}" for k in range(int(every.max(initial=0)) + 1)), "voxel")
+    return Loaded(cases, numbered_classes(cases, classes), "voxel")
 
 
 def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
@@ -75,12 +85,10 @@ def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
 def _truth(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not is_zipfile(path):
         raise ValueError(f"{path}: is not a .npz archive")
-    with np.load(path, allow_pickle=False) as archive:
-        missing = {"boxes", "classes"} - set(archive.files)
-        if missing:
-            raise ValueError(f"{path}: {sorted(missing)[0]} is missing; found {archive.files}")
-        try:
-            boxes, classes = archive["boxes"], archive["classes"]
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in archive.files if key in ("boxes", "classes")}
+    except (ValueError, BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: {error}; wanted a whole .npz archive of numbers") from error
+    boxes, classes = field(found, "boxes", str(path)), field(found, "classes", str(path))
     return numbers(boxes, 6, str(path)), labels_of(classes, str(path))

@@ -10,27 +10,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
-from girih_metrics.formats.loaded import Loaded, known_cases, numbers
+from girih_metrics.formats.loaded import Loaded, known_cases
 from girih_metrics.interfaces import Case
 
+LINE = "#line"
+"""Key under which a row of `read_rows` keeps its line in the file."""
 BOX = ("z0", "y0", "x0", "z1", "y1", "x1")
 
 
-def read(predictions: Path, truth: Path) -> Loaded:
-    """Return the cases of the truth, in voxels; classes are the names in the truth, sorted.
+def read(predictions: Path, truth: Path, classes: Sequence[str] | None = None) -> Loaded:
+    """Return the cases of the truth, in voxels.
+
+    The classes are `classes`, else the names in truth or predictions, sorted.
 
     Raises:
         ValueError: a missing file or column, a number that is none, an unknown case or class.
     """
     real = read_rows(truth, ("case_id", "class", *BOX))
     found = read_rows(predictions, ("case_id", "class", "score", *BOX))
-    classes = tuple(sorted({row["class"] for row in real if row["class"]}))
+    named = {row["class"] for row in [*real, *found] if row["class"]}
+    names = tuple(sorted(named)) if classes is None else tuple(classes)
     truths, preds = by_key(real, "case_id"), by_key(found, "case_id")
     known_cases(set(preds), set(truths), str(predictions))
-    unknown = sorted({row["class"] for row in found} - set(classes))
-    if unknown:
-        raise ValueError(f"{predictions}: class is {unknown[0]!r}; wanted one of {classes}")
+    for path, rows in ((predictions, found), (truth, [row for row in real if row["class"]])):
+        for row in rows:
+            if row["class"] not in names:
+                raise ValueError(f"{path}: line {row[LINE]}: class is {row['class']!r}; wanted one of {names}")
     cases: list[Case] = []
     for case_id, here in truths.items():
         objects = [row for row in here if row["class"]]
@@ -39,15 +46,15 @@ def read(predictions: Path, truth: Path) -> Loaded:
             {
                 "case_id": case_id,
                 "group": here[0].get("patient_id") or case_id,
-                "gt_boxes": _boxes(objects, f"{truth}: {case_id}"),
-                "gt_labels": np.array([classes.index(row["class"]) for row in objects], dtype=np.int64),
-                "gt_ignore": np.array([_flag(row, f"{truth}: {case_id}") for row in objects], dtype=bool),
-                "pred_boxes": _boxes(ours, f"{predictions}: {case_id}"),
-                "pred_scores": numbers([row["score"] for row in ours], None, f"{predictions}: {case_id}"),
-                "pred_labels": np.array([classes.index(row["class"]) for row in ours], dtype=np.int64),
+                "gt_boxes": decimals(objects, BOX, truth),
+                "gt_labels": np.array([names.index(row["class"]) for row in objects], dtype=np.int64),
+                "gt_ignore": np.array([_flag(row, truth) for row in objects], dtype=bool),
+                "pred_boxes": decimals(ours, BOX, predictions),
+                "pred_scores": decimals(ours, ("score",), predictions)[:, 0],
+                "pred_labels": np.array([names.index(row["class"]) for row in ours], dtype=np.int64),
             }
         )
-    return Loaded(cases, classes, "voxel")
+    return Loaded(cases, names, "voxel")
 
 
 def write(loaded: Loaded, predictions: Path, truth: Path) -> None:
@@ -81,17 +88,20 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: is not a file; wanted CSV with columns {', '.join(columns)}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path}: column {missing[0]!r} is missing; found {reader.fieldnames}")
-        rows = []
-        for line, row in enumerate(reader, start=2):
-            if None in row or None in row.values():
-                raise ValueError(f"{path}: line {line} does not have {len(reader.fieldnames or [])} columns")
-            rows.append(row)
-        return rows
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [row | {LINE: str(reader.line_num)} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: is not CSV: {error}") from error
+    header = list(reader.fieldnames or [])
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise ValueError(f"{path}: column {missing[0]!r} is missing; found {header}")
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: line {row[LINE]} does not have {len(header)} columns")
+    return rows
 
 
 def by_key(rows: list[dict[str, str]], key: str) -> dict[str, list[dict[str, str]]]:
@@ -102,12 +112,26 @@ def by_key(rows: list[dict[str, str]], key: str) -> dict[str, list[dict[str, str
     return groups
 
 
-def _boxes(rows: list[dict[str, str]], where: str) -> np.ndarray:
-    return numbers([[row[key] for key in BOX] for row in rows], 6, where)
+def decimals(rows: list[dict[str, str]], columns: Sequence[str], path: Path) -> Float64[np.ndarray, "rows columns"]:
+    """Return columns of `read_rows` as numbers.
+
+    Raises:
+        ValueError: a cell that is no finite number; names line and column.
+    """
+    values = np.empty((len(rows), len(columns)))
+    for k, row in enumerate(rows):
+        for column, key in enumerate(columns):
+            try:
+                values[k, column] = float(row[key])
+            except ValueError:
+                values[k, column] = np.nan
+            if not np.isfinite(values[k, column]):
+                raise ValueError(f"{path}: line {row[LINE]}: {key} is {row[key]!r}; wanted a finite number")
+    return values
 
 
-def _flag(row: dict[str, str], where: str) -> bool:
+def _flag(row: dict[str, str], path: Path) -> bool:
     text = row.get("ignore", "0") or "0"
     if text not in ("0", "1"):
-        raise ValueError(f"{where}: ignore is {text!r}; wanted 0 or 1")
+        raise ValueError(f"{path}: line {row[LINE]}: ignore is {text!r}; wanted 0 or 1")
     return text == "1"
