@@ -181,8 +181,8 @@ def test_ignored_objects_are_never_dropped_in_silence(case_a, tmp_path, name):
         ("girih", ("pred_points", "gt_masks")),
         ("csv", ("gt_centers", "gt_diameters", "pred_points", "gt_masks")),
         ("coco", ("group", "gt_centers", "gt_diameters", "pred_points", "gt_masks")),
-        ("nndetection", ("group", "gt_centers", "gt_diameters", "pred_points", "gt_masks")),
-        ("monai", ("group", "gt_centers", "gt_diameters", "pred_points", "gt_masks")),
+        ("nndetection", ("classes", "group", "gt_centers", "gt_diameters", "pred_points", "gt_masks")),
+        ("monai", ("classes", "group", "gt_centers", "gt_diameters", "pred_points", "gt_masks")),
         ("luna16", ("classes", "group", "gt_masks")),
     ],
 )

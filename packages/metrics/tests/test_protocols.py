@@ -147,6 +147,30 @@ def test_ribfrac_overlaps_connected_pieces(make_case):
     assert match([touched], classes=["a"], iou=0.1, **rules).found_by.tolist() == [[-1]]
 
 
+def test_ribfrac_gives_a_piece_to_the_pair_at_its_middle(make_case):
+    """Both predictions lie in the truth and touch: one piece, 0-10, whose middle is in the second."""
+    case = masked_case(make_case, "0", [(0, 2, 0.5), (2, 10, 0.4)], [(0, 10)])
+    outcome = preset("ribfrac").match([case], classes=["a"]).outcome("0")
+    assert (outcome["tp"].tolist(), outcome["fp"].tolist()) == ([1], [0])
+
+
+def test_ribfrac_keeps_a_piece_that_bends_around_its_middle(make_case):
+    """A ring of 8 voxels, 3 of one prediction and 5 of the other; the hole is its centroid."""
+    ring = np.ones((1, 3, 3), dtype=bool)
+    ring[0, 1, 1] = False
+    top = np.zeros_like(ring)
+    top[0, 0] = True
+    box = [0.0, 0, 0, 1, 3, 3]
+    case = make_case(
+        "0",
+        [(box, 0.5, 0), (box, 0.4, 0)],
+        [(box, 0)],
+        gt_masks=[((0, 0, 0), ring)],
+        pred_masks=[((0, 0, 0), top), ((0, 0, 0), ring & ~top)],
+    )
+    assert preset("ribfrac").match([case], classes=["a"]).outcome("0")["tp"].tolist() == [1]
+
+
 def test_ribfrac_curve_on_its_score_grid(make_case):
     """Two scans, two fractures; scores fall to hundredths, recall is 0 left of the first point."""
     hit, miss = (0, 4), (10, 14)

@@ -40,8 +40,9 @@ def pn9() -> Preset:
 
     Rule: as `luna16`, with the diameter taken as the larger of the y and x extents of the box, its centre as the
     nodule's, voxels as millimetres (the images are 1 mm), at most 300 marks, and no classes although there are nine.
-    Corrected: as `luna16`. Marks that tie with the 301st score are dropped, as there; the copy lowers that limit by
-    1e-8 and so keeps those of them that come first in the file, up to 300, which depends on the order of the file.
+    Corrected: as `luna16`. Of more than 300 marks those above the 301st score are kept, as there; the copy lowers that
+    limit by 1e-8 and keeps the first 300 in the file of 301 or more, which depends on the order of the file. The copy
+    prints two means: this one, and one of the next operating points at or above each rate, not interpolated.
     """
 
     def prepare(case: Case) -> Case:
@@ -62,14 +63,15 @@ def ribfrac() -> Preset:
     """RibFrac, detection track (Jin et al. 2020; the challenge's evaluation.py).
 
     Rule: overlap = voxels of a connected piece of (truth and prediction) / voxels of the connected piece of (truth or
-    prediction) that holds it; pieces connect over faces, edges and corners, and one belongs to the prediction and the
-    object at its first voxel. A hit is above 0.2. Each prediction stands for the object it overlaps most; further hits
-    on an object count as nothing. The curve has the score thresholds 0, 0.01 ... 0.99; recall is read at 0.5, 1, 2, 4
-    and 8 false positives per scan, linearly, 0 left of its first point, and averaged.
+    prediction) that holds it; pieces connect over faces, edges and corners. A piece belongs to the prediction and the
+    object at its rounded centroid. A hit is above 0.2. Each prediction stands for the object it overlaps most; further
+    hits on an object count as nothing. The curve has the score thresholds 0, 0.01 ... 0.99; recall is read at 0.5, 1,
+    2, 4 and 8 false positives per scan, linearly, 0 left of its first point, and averaged.
     Corrected: more than 255 instances (the script casts to 8 bits); thresholds are decimal (its 0.35 misses a score of
     0.35); false positives are counted without its 1e-8, which pushed points off the FPPI they lie on; of several
-    pieces between one pair the largest overlap counts, not the last. Masks that overlap are refused: the challenge's
-    files are label maps.
+    pieces between one pair the largest overlap counts, not the last; a piece whose centroid lies outside it (a curved
+    fracture) belongs to the pair with most of its voxels, where the script drops it. Masks that overlap are refused:
+    the challenge's files are label maps.
     """
 
     def prepare(case: Case) -> Case:

@@ -92,11 +92,26 @@ def _component_iou(case: Checked, preds: np.ndarray, gts: np.ndarray) -> np.ndar
     pieces, _ = label((pred_map > 0) & (gt_map > 0), structure=touching)
     union, _ = label((pred_map > 0) | (gt_map > 0), structure=touching)
     union_size = np.bincount(union.ravel())
-    for piece, first, size in zip(*np.unique(pieces, return_index=True, return_counts=True), strict=True):
-        if piece:
-            pair = pred_map.flat[first] - 1, gt_map.flat[first] - 1
-            value[pair] = max(value[pair], size / union_size[union.flat[first]])
+    inside = np.flatnonzero(pieces)
+    inside = inside[np.argsort(pieces.flat[inside], kind="stable")]
+    for voxels in np.split(inside, np.flatnonzero(np.diff(pieces.flat[inside])) + 1):
+        if len(voxels):
+            owner = _owner(voxels, pred_map, gt_map, low)
+            pair = pred_map.flat[owner] - 1, gt_map.flat[owner] - 1
+            value[pair] = max(value[pair], len(voxels) / union_size[union.flat[owner]])
     return value
+
+
+def _owner(voxels: np.ndarray, pred_map: np.ndarray, gt_map: np.ndarray, low: np.ndarray) -> int:
+    """Return the voxel of a piece that says whose it is: the middle, else the first of the pair with most voxels."""
+    places = np.stack(np.unravel_index(voxels, pred_map.shape))
+    middle = np.rint(places.mean(axis=1) + low).astype(np.int64) - low  # rounds half to even, as the script's round()
+    at = int(np.ravel_multi_index(tuple(middle), pred_map.shape))
+    if at in voxels:
+        return at
+    pairs = np.stack([pred_map.flat[voxels], gt_map.flat[voxels]], axis=1)
+    _, first, size = np.unique(pairs, axis=0, return_index=True, return_counts=True)
+    return int(voxels[first[size == size.max()].min()])
 
 
 def _painted(

@@ -107,6 +107,8 @@ def write_format(name: str, loaded: Loaded, predictions: Path | str, truth: Path
     dropped = [key for key in OPTIONAL if key in held - kept - {"gt_ignore"}]
     if name == "luna16" and len(loaded.classes) > 1:
         dropped.insert(0, "classes")
+    if name in ("nndetection", "monai") and loaded.classes != tuple(f"class{k}" for k in range(len(loaded.classes))):
+        dropped.insert(0, "classes")  # their files hold numbers, not names
     write(loaded, Path(predictions), Path(truth))
     return tuple(dropped)
 
