@@ -42,8 +42,13 @@ def sources(*packages: str) -> list[str]:
 
 def everything(session: nox.Session) -> None:
     """All six packages, the third party's of the tests, and what tests need."""
-    group = nox.project.dependency_groups(project("girih"), "test")
-    pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *group, "nox")
+    pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *test_groups(), "nox")
+
+
+def test_groups() -> list[str]:
+    """What the tests of all packages need, each once."""
+    lines = [line for name in PACKAGES for line in nox.project.dependency_groups(project(name), "test")]
+    return list(dict.fromkeys(lines))
 
 
 def pytest(session: nox.Session, *args: str, typed: str | None = None, env: dict[str, str] | None = None) -> None:
@@ -70,8 +75,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict over the six packages."""
-    groups = [line for name in PACKAGES for line in nox.project.dependency_groups(project(name), "test")]
-    pip_install(session, "mypy", *sources(*PACKAGES), *dict.fromkeys(groups))
+    pip_install(session, "mypy", *sources(*PACKAGES), *test_groups())
     session.run("mypy")
 
 
