@@ -96,6 +96,12 @@ def change(path, edit):
         ("monai", 0, lambda d: d["validation"][0].pop("score"), "score is missing"),
         ("monai", 0, lambda d: d["validation"][0].update(box=[[1, 2]]), r"wanted \(n, 6\)"),
         ("monai", 0, lambda d: d["validation"][0].update(box=[[1, 2], 3]), "wanted numbers"),
+        (
+            "monai",
+            0,
+            lambda d: d["validation"][0].update(box=[[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, "six"]]),
+            r"pred\.json: 1 row 1: .*wanted numbers",
+        ),
         ("monai", 0, lambda d: d["validation"][0].update(label=[0.5, 0, 0]), "wanted whole numbers"),
         ("monai", 0, lambda d: d.clear(), "validation is missing"),
         ("coco", 0, lambda d: d[0].update(image_id=77), "image_id 77"),
@@ -107,7 +113,7 @@ def change(path, edit):
         ("coco", 1, lambda d: d.update(images=[7]), "images: id is missing; found int"),
         ("coco", 1, lambda d: d["images"].append(d["images"][0]), "image id 0 occurs more than once"),
         ("coco", 1, lambda d: d["annotations"][0].update(image_id={}), "annotations row 0: image_id is {}"),
-        ("coco", 0, lambda d: d[0].update(bbox=[1, 2]), r"pred\.json: case '1': "),
+        ("coco", 0, lambda d: d[0].update(bbox=[1, 2]), r"pred\.json: case '1' row 0: "),
         ("coco", 0, lambda d: d[0].pop("score"), "case '1': score is missing"),
         ("monai", 0, lambda d: d.update(validation=None), "validation: is NoneType; wanted a list"),
         ("monai", 0, lambda d: d["validation"][1].pop("image"), "validation row 1: image is missing"),
@@ -125,9 +131,9 @@ def test_broken_json(case_a, tmp_path, name, which, edit, message):
     ("which", "old", "new", "message"),
     [
         (0, "score", "confidence", "column 'score' is missing"),
-        (0, "0.95", "high", r"pred\.csv: line 6: score is 'high'; wanted a finite number"),
-        (0, "0.95", "nan", r"line 6: score is 'nan'"),
-        (1, "1,a,0.0,", "1,a,wide,", r"truth\.csv: line 2: z0 is 'wide'"),
+        (0, "0.95", "high", r"pred\.csv: line 6, case '3': score is 'high'; wanted a finite number"),
+        (0, "0.95", "nan", r"line 6, case '3': score is 'nan'"),
+        (1, "1,a,0.0,", "1,a,wide,", r"truth\.csv: line 2, case '1': z0 is 'wide'"),
         (0, "1,a,0.9", "9,a,0.9", "unknown case '9'"),
         (0, "1,a,0.9,", "1,a,0.9,1,", "line 2 does not have 9 columns"),
         (1, "1,0\n", "1,2\n", "ignore is '2'"),
@@ -159,6 +165,9 @@ def test_broken_nndetection(case_a, tmp_path):
         read_format("nndetection", *paths)
     np.savez(paths[1] / "1_boxes_gt.npz", boxes=np.array([{}]), classes=np.zeros(1))
     with pytest.raises(ValueError, match=r"1_boxes_gt\.npz: Object arrays cannot be loaded"):
+        read_format("nndetection", *paths)
+    np.savez(paths[1] / "1_boxes_gt.npz", boxes=np.array([list("abcdef")]), classes=np.zeros(1))
+    with pytest.raises(ValueError, match=r"1_boxes_gt\.npz: .*wanted numbers"):
         read_format("nndetection", *paths)
     (paths[0] / "1_boxes.json").unlink()
     with pytest.raises(ValueError, match=r"no file 1_boxes\.json"):
@@ -272,8 +281,8 @@ def test_broken_luna16_names_line_and_column(case_a, tmp_path):
     paths = tmp_path / "p.csv", tmp_path / "t"
     write_format("luna16", Loaded(case_a, ("nodule",), "mm"), *paths)
     for path, old, new, message in (
-        (paths[0], "0.95", "high", r"p\.csv: line 6: probability is 'high'"),
-        (paths[1] / "annotations.csv", "10.0", "inf", r"annotations\.csv: line 2: diameter_mm is 'inf'"),
+        (paths[0], "0.95", "high", r"p\.csv: line 6, case '3': probability is 'high'"),
+        (paths[1] / "annotations.csv", "10.0", "inf", r"annotations\.csv: line 2, case '1': diameter_mm is 'inf'"),
     ):
         text = path.read_text()
         path.write_text(text.replace(old, new, 1))

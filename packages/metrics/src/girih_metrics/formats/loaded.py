@@ -27,7 +27,9 @@ def numbers(values: Any, width: int | None, where: str) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}; wanted numbers") from error
+        rows = values if isinstance(values, list) else []
+        bad = [k for k, value in enumerate(rows) if not _is_numbers(value, width)]
+        raise ValueError(f"{where}{f' row {bad[0]}' if bad else ''}: {error}; wanted numbers") from error
     if array.size == 0:
         return np.zeros((0,) if width is None else (0, width))
     if array.ndim != (1 if width is None else 2) or (width is not None and array.shape[1] != width):
@@ -35,6 +37,11 @@ def numbers(values: Any, width: int | None, where: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{where}: holds NaN or an infinity; wanted finite numbers")
     return array
+
+
+def _is_numbers(value: Any, width: int | None) -> bool:
+    cells = value if isinstance(value, list) else [value]
+    return len(cells) == (width or 1) and all(isinstance(cell, int | float) for cell in cells)
 
 
 def field(document: Any, key: str, where: str) -> Any:

@@ -37,7 +37,7 @@ def read(predictions: Path, truth: Path, classes: Sequence[str] | None = None) -
     for path, rows in ((predictions, found), (truth, [row for row in real if row["class"]])):
         for row in rows:
             if row["class"] not in names:
-                raise ValueError(f"{path}: line {row[LINE]}: class is {row['class']!r}; wanted one of {names}")
+                raise ValueError(f"{path}: {_place(row)}: class is {row['class']!r}; wanted one of {names}")
     cases: list[Case] = []
     for case_id, here in truths.items():
         objects = [row for row in here if row["class"]]
@@ -126,12 +126,17 @@ def decimals(rows: list[dict[str, str]], columns: Sequence[str], path: Path) -> 
             except ValueError:
                 values[k, column] = np.nan
             if not np.isfinite(values[k, column]):
-                raise ValueError(f"{path}: line {row[LINE]}: {key} is {row[key]!r}; wanted a finite number")
+                raise ValueError(f"{path}: {_place(row)}: {key} is {row[key]!r}; wanted a finite number")
     return values
+
+
+def _place(row: dict[str, str]) -> str:
+    case = row["case_id"] if "case_id" in row else row["seriesuid"]
+    return f"line {row[LINE]}, case {case!r}"
 
 
 def _flag(row: dict[str, str], path: Path) -> bool:
     text = row.get("ignore", "0") or "0"
     if text not in ("0", "1"):
-        raise ValueError(f"{path}: line {row[LINE]}: ignore is {text!r}; wanted 0 or 1")
+        raise ValueError(f"{path}: {_place(row)}: ignore is {text!r}; wanted 0 or 1")
     return text == "1"
