@@ -52,15 +52,17 @@ def test_methods_are_compared_on_the_same_draws(folders: tuple[Path, Path, Path]
     assert mirrored["low"] == pytest.approx(-difference["high"])
 
 
-def test_one_patient_cannot_be_resampled_silently(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_one_patient_has_no_interval(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     good, _, _ = folders
     truth = tmp_path / "one"
     for number in range(4):
         write(truth, f"c{number}", [CUBE], patient="p")
-    with pytest.raises(ValueError, match="all 4 cases are of one patient"):
-        evaluate({"good": good}, truth)
-    notes = evaluate({"good": good}, truth, resample="images", draws=10)["good"]["notes"]
-    assert any("understate" in note for note in notes)
+    scores = evaluate({"good": good}, truth, draws=10)["good"]
+    assert scores["ap"] == {"value": 1.0, "low": None, "high": None}
+    assert "no intervals" in scores["notes"][0]
+    images = evaluate({"good": good}, truth, resample="images", draws=10)["good"]
+    assert images["ap"]["low"] == 1.0
+    assert any("understate" in note for note in images["notes"])
 
 
 def test_the_command_writes_scores_beside_the_predictions(folders, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,8 @@ def read_manifest(path: Path | str) -> Dataset:
             path that leaves the folder, a missing file, or no cases.
     """
     path = Path(path)
+    if not path.exists():
+        raise ManifestError(f"{path}: no such file or folder")
     if path.is_file() and is_scan(path):
         return _scans(path.parent, [path])
     if path.is_dir():

@@ -25,6 +25,7 @@ from girih.runs import RunFolder, config_sha256, flat
 Batch = dict[str, Any]
 STAYS_ON_CPU = {"seed", "index", "start", "affine"}
 SECONDS_BETWEEN_PLOTS = 30.0
+SECONDS_BETWEEN_LINES = 30.0  # in a log, where no bar is drawn
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def train(
     model.train()
     with _progress(accelerator) as progress:
         bar = progress.add_task(title, total=recipe.steps, completed=step, loss="")
-        began, plotted = time.monotonic() - seconds, time.monotonic()
+        began, plotted, told = time.monotonic() - seconds, time.monotonic(), time.monotonic()
         for batch in make_batches(step) if step < recipe.steps else ():
             lr = recipe.lr_at(step)
             for group in optimiser.param_groups:
@@ -213,6 +214,9 @@ def train(
                 folder.log({"step": step, **row, "lr": lr, "seconds": round(seconds, 3)})
             accelerator.log(row, step=step)
             progress.update(bar, completed=step, loss=f"loss {row['loss']:.4f}")
+            if not progress.console.is_terminal and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                accelerator.print(f"{title}: step {step} of {recipe.steps}, loss {row['loss']:.4f}", file=sys.stderr)
+                told = time.monotonic()
             if step % training.checkpoint_every == 0 and step < recipe.steps:
                 checkpoint_now()
             elif accelerator.is_main_process and time.monotonic() - plotted > SECONDS_BETWEEN_PLOTS:
@@ -223,6 +227,7 @@ def train(
         elif accelerator.is_main_process:
             on_checkpoint(plain_model, step)  # a run resumed after its end may have been killed before this
     accelerator.end_training()
+    accelerator.print(f"{title} done: {folder.path}", file=sys.stderr)
     return plain_model
 
 

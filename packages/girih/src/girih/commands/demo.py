@@ -33,7 +33,7 @@ class Demo:
     """The main job, small: prepare real CTs, pre-train, fine-tune with and without it, predict an unseen CT, score.
 
     The scans and the nodule shapes are real, the nodules' places are not ("LIDC-in-CT"). Minutes on two cores show that
-    the way works; they do not show that pre-training helps. With --plan resenc_l the same commands are the study's.
+    the way works; they do not show that pre-training helps. `girih pretrain` and `girih finetune` default to the study.
     """
 
     out: Path = Path("demo")
@@ -70,7 +70,6 @@ class Demo:
 
         console.print("[bold]2/5[/] pre-training on unlabelled scans")
         runs = self.out / "runs"
-        training = Training(seed=self.seed, resume=True, checkpoint_every=50, device="cpu", workers=0)
         Pretrain(
             data=self.out / "unlabelled",
             out=runs / "pretrain",
@@ -79,7 +78,7 @@ class Demo:
             patch_zyx=MAE_PATCH,
             batch_size=4,
             recipe=_recipe(self.pretrain_steps),
-            training=training,
+            training=self._training(runs / "pretrain"),
         ).run()
         console.print("[bold]3/5[/] fine-tuning, from scratch and from the pre-trained encoder")
         for name in ARMS.values():
@@ -91,7 +90,7 @@ class Demo:
                 recipe=_recipe(self.finetune_steps),
                 augmentation="none",
                 object_fraction=0.67,
-                training=training,
+                training=self._training(runs / name),
             ).run()
         console.print("[bold]4/5[/] predicting the unseen CT, scoring")
         folders = {title: self.out / "predictions" / name for title, name in ARMS.items()}
@@ -139,6 +138,10 @@ class Demo:
         )
         show(scores)
         console.print(f"{minutes:.1f} minutes. Open {report} to see losses, curves and boxes.")
+
+    def _training(self, run: Path) -> Training:
+        begun = (run / "checkpoints" / "latest").exists()
+        return Training(seed=self.seed, resume=begun, checkpoint_every=50, device="cpu", workers=0)
 
 
 def _recipe(steps: int) -> Recipe:

@@ -41,8 +41,8 @@ class Evaluate:
         """Score, write <folder>.scores.json beside each folder, and print the table.
 
         Raises:
-            ValueError: a file cannot be read, predictions and truth are not of the same cases, two folders have one
-                name, or there is only one patient to resample.
+            ValueError: a file cannot be read, predictions and truth are not of the same cases, or two folders have one
+                name.
         """
         folders = {folder.resolve().name: folder for folder in self.predictions}
         if len(folders) < len(self.predictions):
@@ -75,18 +75,14 @@ def evaluate(
         seed: of the draws.
 
     Raises:
-        ValueError: as `Evaluate.run`.
+        ValueError: a file cannot be read, or predictions and truth are not of the same cases.
     """
     classes, found, drawn = girih_metrics.read_classes(truth), {}, {}
     for name, folder in folders.items():
         cases = girih_metrics.read_cases(folder, truth)
-        matches = girih_metrics.match(cases, classes=classes, iou=iou)
+        matches = girih_metrics.match(cases, classes=classes, iou=iou, ignored="once")
         patients = len(set(matches.groups))
-        if resample == "patients" and patients < 2:
-            raise ValueError(
-                f"{truth}: all {len(cases)} cases are of one patient, so there is nothing to resample; "
-                "pass --resample images, and read the intervals as those of this patient alone"
-            )
+        units = patients if resample == "patients" else len(cases)
         drawn[name] = girih_metrics.bootstrap(
             matches, draws=draws, seed=seed, group=resample == "patients", level=CONFIDENCE, band_fppi=CURVE_FPPI
         ).isel(threshold=0)
@@ -100,8 +96,8 @@ def evaluate(
             "draws": draws,
             "seed": seed,
             "confidence": CONFIDENCE,
-            "ap": _with_interval(drawn[name], "ap"),
-            "froc": _with_interval(drawn[name], "froc"),
+            "ap": _with_interval(drawn[name], "ap", units),
+            "froc": _with_interval(drawn[name], "froc", units),
             "per_class": {label: _class_scores(by_class.sel({"class": label})) for label in classes},
             "froc_curve": _curve(drawn[name]),
             "cases": {case["case_id"]: _hits(matches, case) for case in cases},
@@ -109,7 +105,7 @@ def evaluate(
         }
     for name, scores in found.items():
         others = [other for other in found if other != name]
-        scores["difference"] = {other: _difference(drawn[name], drawn[other]) for other in others}
+        scores["difference"] = {other: _difference(drawn[name], drawn[other], units) for other in others}
     return found
 
 
@@ -136,6 +132,10 @@ def show(scores: Mapping[str, Scores]) -> None:
 
 
 def _notes(resample: str, images: int, patients: int) -> list[str]:
+    if (patients if resample == "patients" else images) < 2:
+        return [
+            f"no intervals: one of the {resample} cannot be resampled; --resample images where a patient has several"
+        ]
     notes = [f"intervals: percentile bootstrap over {resample}"]
     if resample == "images" and patients < images:
         notes.append(f"{images} images of {patients} patient(s): the intervals understate the spread over patients")
@@ -162,20 +162,22 @@ def _curve(drawn: xr.Dataset) -> dict[str, list[Any]]:
     return {"fppi": list(CURVE_FPPI), **{name: [_number(value) for value in row] for name, row in columns.items()}}
 
 
-def _with_interval(drawn: xr.Dataset, name: str) -> dict[str, float | None]:
-    low, high = drawn[f"{name}_interval"].transpose("bound", ...)
-    return {"value": _number(drawn[f"{name}_point"]), "low": _number(low), "high": _number(high)}
+def _with_interval(drawn: xr.Dataset, name: str, units: int) -> dict[str, float | None]:
+    return _scored(drawn[f"{name}_point"], drawn[f"{name}_interval"], units)
 
 
-def _difference(mine: xr.Dataset, other: xr.Dataset) -> dict[str, dict[str, float | None]]:
+def _scored(value: xr.DataArray, interval: xr.DataArray, units: int) -> dict[str, float | None]:
+    """A score with its interval; one patient or image, drawn again and again, has none."""
+    low, high = (_number(bound) if units > 1 else None for bound in interval.transpose("bound", ...))
+    return {"value": _number(value), "low": low, "high": high}
+
+
+def _difference(mine: xr.Dataset, other: xr.Dataset, units: int) -> dict[str, dict[str, float | None]]:
     """Paired differences: draw b of one method minus draw b of the other."""
     scores = {}
     for name in ("ap", "froc"):
-        low, high = girih_metrics.percentile_interval(mine[name] - other[name], level=CONFIDENCE).transpose(
-            "bound", ...
-        )
-        value = mine[f"{name}_point"] - other[f"{name}_point"]
-        scores[name] = {"value": _number(value), "low": _number(low), "high": _number(high)}
+        interval = girih_metrics.percentile_interval(mine[name] - other[name], level=CONFIDENCE)
+        scores[name] = _scored(mine[f"{name}_point"] - other[f"{name}_point"], interval, units)
     return scores
 
 
@@ -185,6 +187,8 @@ def _number(value: Any) -> float | None:
 
 
 def _shown(score: Mapping[str, float | None]) -> str:
-    if any(value is None for value in score.values()):
+    if score["value"] is None:
         return "undefined"
+    if score["low"] is None:
+        return f"{score['value']:.3f}"
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"

