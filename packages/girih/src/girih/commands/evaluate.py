@@ -133,9 +133,7 @@ def show(scores: Mapping[str, Scores]) -> None:
 
 def _notes(resample: str, images: int, patients: int) -> list[str]:
     if (patients if resample == "patients" else images) < 2:
-        return [
-            f"no intervals: one of the {resample} cannot be resampled; --resample images where a patient has several"
-        ]
+        return [f"no intervals: a single {resample.removesuffix('s')} cannot be resampled"]
     notes = [f"intervals: percentile bootstrap over {resample}"]
     if resample == "images" and patients < images:
         notes.append(f"{images} images of {patients} patient(s): the intervals understate the spread over patients")
