@@ -145,7 +145,7 @@ class Demo:
 
 
 def _recipe(steps: int) -> Recipe:
-    """AdamW: the study's SGD at 1e-2, with augmentation, wants thousands of steps, and here are hundreds."""
+    """AdamW: the study's SGD at 1e-2 with augmentation had found nothing (AP 0.001) after the 240 steps we tried."""
     return Recipe(steps=steps, lr=2e-3, warmup_steps=10, optimiser="adamw", weight_decay=1e-4, clip_norm=12.0)
 
 

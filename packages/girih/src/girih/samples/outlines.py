@@ -11,9 +11,9 @@ def fill(
 ) -> Bool[np.ndarray, "outlines y x"]:
     """Return, per outline, the pixels strictly inside it.
 
-    The outline's own pixels are outside: LIDC readers drew it "such that the outline itself does not overlap pixels
-    belonging to the nodule" (Armato et al. 2011, Medical Physics 38(2), section II.C). An outline is a list of (x, y)
-    pixel indices; the last point is joined to the first, and far points are joined by straight lines.
+    The outline's own pixels are outside: our reading of how LIDC's outlines were drawn (Armato et al. 2011), which was
+    not checked against its text. An outline is a list of (x, y) pixel indices; the last point is joined to the first,
+    and far points are joined by straight lines.
 
     Args:
         outlines: (x, y) corners of each outline, all within the window.
