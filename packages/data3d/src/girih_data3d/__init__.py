@@ -9,7 +9,8 @@ from girih_data3d.affine import (
     world_to_voxel,
 )
 from girih_data3d.case import Case
-from girih_data3d.conversion import Report, prepare_case, prepare_many
+from girih_data3d.case_preparation import prepare_case
+from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
 from girih_data3d.geometry import Geometry

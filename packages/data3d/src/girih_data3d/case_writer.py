@@ -10,8 +10,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from girih_data3d.affine import spacing_zyx
 from girih_data3d.layout import file_crc32c, json_crc32c
-from girih_data3d.spec import PrepareSpec
+from girih_data3d.spec import Compression, PrepareSpec
 
+LEVEL = {"lz4hc": 5, "zstd": 3}
+"""Compression level of each codec."""
 CHUNK = 32
 """Edge of an inner chunk: the best of 16 to 64 for 128^3 and 192^3 patches."""
 ORIENTATION = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
@@ -44,7 +46,7 @@ def write_case(
     """
     stored, scale = quantise(volume, spec)
     group = zarr.create_group(store=str(folder), zarr_format=3)
-    _write_array(group, "0", stored, "czyx", {"scale_factor": scale, "add_offset": 0.0})
+    _write_array(group, "0", stored, "czyx", {"scale_factor": scale, "add_offset": 0.0}, spec.compression)
     labels = {"instances": instances, "semantic": semantic}
     names = [name for name, array in labels.items() if array is not None]
     if names:
@@ -53,7 +55,14 @@ def write_case(
             if array is not None:
                 image_label = {"source": {"image": "../../"}}
                 ome = {**_multiscales(name, "zyx", affine), "image-label": image_label}
-                _write_array(label_group.create_group(name, attributes={"ome": ome}), "0", _narrow(array), "zyx", {})
+                _write_array(
+                    label_group.create_group(name, attributes={"ome": ome}),
+                    "0",
+                    _narrow(array),
+                    "zyx",
+                    {},
+                    spec.compression,
+                )
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32c": file_crc32c(path)}
         for path in sorted(folder.rglob("*"))
@@ -86,7 +95,12 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
 
 
 def _write_array(
-    group: zarr.Group, name: str, array: Shaped[np.ndarray, "*shape"], axes: str, attributes: dict[str, Any]
+    group: zarr.Group,
+    name: str,
+    array: Shaped[np.ndarray, "*shape"],
+    axes: str,
+    attributes: dict[str, Any],
+    compression: Compression = "lz4hc",
 ) -> None:
     """Write one array as one shard; every chunk is written, even where it holds zeros only."""
     spatial = array.shape[-3:]
@@ -97,7 +111,7 @@ def _write_array(
         dtype=array.dtype,
         chunks=(1,) * (array.ndim - 3) + (CHUNK,) * 3,
         shards=(*array.shape[:-3], *whole),
-        compressors=[BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname=compression, clevel=LEVEL[compression], shuffle="shuffle"), Crc32cCodec()],
         fill_value=0,
         dimension_names=tuple(axes),
         attributes=attributes,

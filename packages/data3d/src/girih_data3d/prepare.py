@@ -89,7 +89,13 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
     if spec.normalisation == "zscore_mask":
         inside = (volume != 0).any(axis=0)
         mask = resample(inside, spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target, method="nearest") > 0
-    volume = resample(volume, spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target)
+    volume = resample(
+        volume,
+        spacing_zyx_mm=grid.spacing,
+        target_zyx_mm=grid.target,
+        method=spec.method,
+        antialias=spec.antialias,
+    )
     volume, record = normalize(volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask)
     prepared: Prepared = {
         "source_shape_zyx": [int(n) for n in scan.attrs["source_shape_zyx"]],

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 
 from girih_data3d.layout import SCHEMA
 from girih_data3d.normalisation import Normalisation, PerChannel, Range, Scheme, check_normalisation
-from girih_data3d.resampling import Number, Triple
+from girih_data3d.resampling import Method, Number, Triple
 
 Dtype = Literal["int16", "float16", "float32"]
+Compression = Literal["lz4hc", "zstd"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class PrepareSpec:
 
     target_zyx_mm: Triple | None = (1.0, 1.0, 1.0)
     """Voxel size in mm along (z, y, x); None keeps the scan's own."""
+    method: Method = "spline3"
+    """How intensities are resampled; see `resample`."""
+    antialias: bool = True
+    """Smooth axes that get coarser before they are sampled; see `resample`."""
     normalisation: Scheme = "zscore"
     """See `normalize`; applied after resampling, as nnDetection and nnU-Net do."""
     clip: Range | None = None
@@ -36,6 +41,8 @@ class PrepareSpec:
     """Type on disk; int16 stores multiples of a step."""
     quant_step: Number = 1 / 512
     """Smallest step of int16; doubled as often as a case's range needs, so that nothing is clipped."""
+    compression: Compression = "lz4hc"
+    """Of blosc: "zstd" makes files about 15 % smaller and reads two to three times slower."""
     crop: Literal["nonzero"] | None = "nonzero"
     """Cut away the border in which every channel is exactly zero; objects are never cut."""
 
@@ -53,6 +60,10 @@ class PrepareSpec:
             raise ValueError(f"dtype is {self.dtype!r}, wanted one of {', '.join(get_args(Dtype))}")
         if not (math.isfinite(self.quant_step) and self.quant_step > 0):
             raise ValueError(f"quant_step is {self.quant_step}, wanted a positive number")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression is {self.compression!r}, wanted one of {', '.join(get_args(Compression))}")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method is {self.method!r}, wanted one of {', '.join(get_args(Method))}")
         if self.crop not in ("nonzero", None):
             raise ValueError(f"crop is {self.crop!r}, wanted 'nonzero' or None")
 
