@@ -1,0 +1,94 @@
+"""Prepare one case: read, place on the target grid, write aside, rename into place."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from girih_data3d.annotations import ground_truth, read_objects
+from girih_data3d.atomic import written_aside
+from girih_data3d.case_writer import write_case
+from girih_data3d.errors import ScanError, StaleCaseError
+from girih_data3d.instances import boxes_of
+from girih_data3d.layout import SCHEMA, case_folder
+from girih_data3d.manifest import CaseSource
+from girih_data3d.prepare import choose_grid, labels_on_grid, prepare_on_grid
+from girih_data3d.provenance import origin_of, recorded_origin
+from girih_data3d.scan import read_labels
+from girih_data3d.source import read_source
+from girih_data3d.spec import PrepareSpec
+
+
+def prepare_case(
+    source: CaseSource,
+    root: Path | str,
+    spec: PrepareSpec,
+    *,
+    classes: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> Literal["done", "skipped"]:
+    """Prepare one case: written to root/.tmp, flushed, renamed into place, so that a visible case is complete.
+
+    Args:
+        source: the files.
+        root: folder of the prepared dataset.
+        spec: how to prepare.
+        classes: names of the dataset's classes.
+        overwrite: replace a case that was made from other files or with another spec.
+
+    Returns:
+        "skipped" if the case is there already, from the same files (name, size, SHA-256) and the same spec.
+
+    Raises:
+        ScanError: a file cannot be read, the files do not lie on one grid, or objects and their classes do not agree.
+        StaleCaseError: the case is there, but from other files or another spec, and not `overwrite`.
+    """
+    root = Path(root)
+    origin = origin_of(source)
+    target = case_folder(root, source.case_id)
+    if target.exists():
+        found = recorded_origin(target)
+        if found == (spec.sha256, origin):
+            return "skipped"
+        if not overwrite:
+            changed = "another spec" if found[0] != spec.sha256 else "other source files or annotations"
+            what = "holds no readable record" if found[0] is None else f"was prepared from {changed}"
+            raise StaleCaseError(f"{target}: {what}; pass overwrite=True to replace it")
+    scan = read_source(source)
+    objects, instances = read_objects(source, scan, classes)
+    grid = choose_grid(scan, spec, instances)
+    semantic = None if source.semantic is None else read_labels(source.semantic, like=scan).values
+    if semantic is not None and semantic.max() > np.iinfo(np.int16).max:
+        raise ScanError(f"{source.semantic}: label {semantic.max()}, wanted at most {np.iinfo(np.int16).max}")
+    truth = ground_truth(source, scan, instances, objects, classes)
+    volume, prepared = prepare_on_grid(scan, spec, grid)
+    if instances is not None:
+        instances = labels_on_grid(instances, grid)
+        boxes = boxes_of(instances, len(objects))
+        voxels = np.bincount(instances.ravel(), minlength=len(objects) + 1)[1:]
+        for record, box, count in zip(objects, boxes, voxels, strict=True):
+            record |= {"box": box.tolist(), "voxels": int(count)}
+    attributes = {
+        "schema": SCHEMA,
+        "created_by": f"girih-data3d {version('girih-data3d')}",
+        "case_id": source.case_id,
+        "patient_id": source.patient_id or source.case_id,
+        "modality": source.modality,
+        "spec_hash": spec.sha256,
+        "source": origin,
+        "prepared": prepared,
+        "objects": objects,
+        "truth": truth,
+    }
+    with written_aside(root, target) as aside:
+        write_case(
+            aside,
+            volume=volume.values,
+            affine=grid.affine,
+            spec=spec,
+            instances=instances,
+            semantic=None if semantic is None else labels_on_grid(semantic, grid).astype(np.int16),
+            attributes=attributes,
+        )
+    return "done"
