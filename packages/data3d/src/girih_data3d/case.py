@@ -12,9 +12,11 @@ from girih_data3d.affine import spacing_zyx
 from girih_data3d.errors import CorruptCaseError
 from girih_data3d.layout import file_crc32c, json_crc32c
 from girih_data3d.nifti import write_nifti
+from girih_data3d.open_files import OpenFiles
 from girih_data3d.prepare import Prepared
 from girih_data3d.resampling import Number
 from girih_data3d.shard_reader import ShardReader
+from girih_data3d.window import read_padded
 
 Triplet = tuple[int, int, int]
 LabelKind = Literal["instances", "semantic"]
@@ -40,7 +42,8 @@ class Case:
         CorruptCaseError: a file is missing, has another size, or the metadata fail their checksum.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: OpenFiles | None = None) -> None:
+        files = OpenFiles() if files is None else files
         record = _checked_record(folder)
         self.folder = folder
         self.case_id: str = record["case_id"]
@@ -58,8 +61,8 @@ class Case:
         self.label_kinds: tuple[LabelKind, ...] = tuple(
             kind for kind in ("instances", "semantic") if f"labels/{kind}/0/zarr.json" in record["files"]
         )
-        self._image = ShardReader(folder / "0", self.case_id)
-        self._labels = {k: ShardReader(folder / "labels" / k / "0", self.case_id) for k in self.label_kinds}
+        self._image = ShardReader(folder / "0", self.case_id, files)
+        self._labels = {k: ShardReader(folder / "labels" / k / "0", self.case_id, files) for k in self.label_kinds}
         self.scale = float(self._image.attributes["scale_factor"])
         self.offset = float(self._image.attributes["add_offset"])
 
@@ -94,8 +97,15 @@ class Case:
             ValueError: an empty size.
         """
         padding = 0 if pad_value is None else (pad_value - self.offset) / self.scale
-        stored = _read_padded(self._image, start, size, round(padding) if self.dtype.kind == "i" else padding)
-        return stored if raw else self.intensity(stored)
+        padding = round(padding) if self.dtype.kind == "i" else padding
+        if raw:
+            return read_padded(self._image, start, size, padding=padding)
+        out = read_padded(self._image, start, size, padding=padding, dtype=np.float32)
+        if self.scale != 1:
+            out *= np.float32(self.scale)
+        if self.offset != 0:
+            out += np.float32(self.offset)
+        return out
 
     def read_label_patch(self, kind: LabelKind, start: Triplet, size: Triplet) -> Shaped[np.ndarray, "z y x"]:
         """Read labels of a patch that may lie outside the volume.
@@ -110,18 +120,8 @@ class Case:
         """
         if kind not in self._labels:
             raise ValueError(f"case {self.case_id!r} has no {kind!r} labels, it has {list(self.label_kinds)}")
-        return _read_padded(
-            self._labels[kind], start, size, LABEL_PADDING[kind], np.int32 if kind == "instances" else np.int16
-        )
-
-    def intensity(self, stored: Shaped[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-        """Turn stored values into intensities."""
-        out = stored.astype(np.float32)
-        if self.scale != 1:
-            out *= np.float32(self.scale)
-        if self.offset != 0:
-            out += np.float32(self.offset)
-        return out
+        dtype = np.int32 if kind == "instances" else np.int16
+        return read_padded(self._labels[kind], start, size, padding=LABEL_PADDING[kind], dtype=dtype)
 
     def lazy(self) -> "LazyVolume":
         """Return the volume as an object that reads what is sliced from it."""
@@ -150,11 +150,6 @@ class Case:
     def export_nifti(self, path: Path | str, *, channel: int = 0) -> None:
         """Write one channel of the prepared volume as NIfTI, in its place in the patient."""
         write_nifti(self.to_xarray().values[channel], path, affine=self.affine)
-
-    def close(self) -> None:
-        """Close the files; the next read opens them again."""
-        for reader in (self._image, *self._labels.values()):
-            reader.close()
 
 
 class LazyVolume:
@@ -202,25 +197,3 @@ def _checked_record(folder: Path) -> dict[str, Any]:
             raise
         raise CorruptCaseError(case_id, str(path), f"not readable: {type(error).__name__}: {error}") from error
     return record
-
-
-def _read_padded(
-    reader: ShardReader, start: Triplet, size: Triplet, padding: Number, dtype: Any = None
-) -> Shaped[np.ndarray, "*shape"]:
-    """Read a spatial window that may leave the array; `padding` stands outside."""
-    if min(size) < 1:
-        raise ValueError(f"case {reader.case_id!r}: patch size {size}, wanted at least one voxel per axis")
-    lead, spatial = reader.shape[:-3], reader.shape[-3:]
-    low = tuple(max(0, a) for a in start)
-    high = tuple(min(n, a + s) for a, s, n in zip(start, size, spatial, strict=True))
-    dtype = reader.dtype if dtype is None else np.dtype(dtype)
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        return np.full((*lead, *size), padding, dtype)
-    inner = tuple(b - a for a, b in zip(low, high, strict=True))
-    found = reader.read((*(0 for _ in lead), *low), (*lead, *inner)).astype(dtype, copy=False)
-    if inner == tuple(size):
-        return found
-    out = np.full((*lead, *size), padding, dtype)
-    z, y, x = (slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-    out[..., z, y, x] = found
-    return out

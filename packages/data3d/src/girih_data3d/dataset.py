@@ -118,7 +118,7 @@ class PatchDataset:
         if case is None:
             case = self.store[case_id]
             if len(self._open) >= OPEN_CASES:
-                self._open.popitem(last=False)[1].close()
+                self._open.popitem(last=False)
         self._open[case_id] = case
         return case
 

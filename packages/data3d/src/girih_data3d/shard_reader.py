@@ -1,4 +1,4 @@
-"""Read windows of a one-shard zarr array straight from its file: look up, read, check and unpack the touched chunks.
+"""Read windows of a sharded zarr array straight from its files: look up, read, check and unpack the touched chunks.
 
 The layout is zarr v3's `sharding_indexed` codec: compressed inner chunks, then an index of (offset, length) pairs and
 its CRC-32C at the end of the file; every inner chunk ends with its own CRC-32C.
@@ -7,8 +7,6 @@ its CRC-32C at the end of the file; every inner chunk ends with its own CRC-32C.
 import itertools
 import json
 import math
-import operator
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +16,39 @@ import numpy as np
 from jaxtyping import Shaped
 
 from girih_data3d.errors import CorruptCaseError
+from girih_data3d.open_files import OpenFile, OpenFiles
 
 numcodecs.blosc.use_threads = False  # as zarr itself sets: blosc's own thread pool does not survive a fork
 
 EMPTY = 2**64 - 1
 CRC_BYTES = 4
+RESIDUE = 0x48674BC7
+"""CRC-32C of anything that is followed by its own CRC-32C (RFC 3385)."""
 
 
 class ShardReader:
-    """One zarr v3 array on local disk that lies in one shard.
+    """One sharded zarr v3 array on local disk.
 
-    The file is opened at the first read; a copy made by fork or pickle reads on its own. Attributes: `shape`, `dtype`,
+    Files are opened at the first read; a copy made by fork or pickle reads on its own. Attributes: `shape`, `dtype`,
     `attributes` (the array's own).
 
     Raises:
         CorruptCaseError: on opening or reading: a missing or short file, a checksum that fails, an unknown layout.
     """
 
-    def __init__(self, folder: Path, case_id: str) -> None:
+    def __init__(self, folder: Path, case_id: str, files: OpenFiles) -> None:
         self.folder, self.case_id = folder, case_id
         try:
             record = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-            sharding, chunk = _layout(record)
+            shard, chunk = _layout(record)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptCaseError(case_id, str(folder / "zarr.json"), f"{type(error).__name__}: {error}") from error
         self.shape: tuple[int, ...] = tuple(record["shape"])
         self.dtype: np.dtype[Any] = np.dtype(record["data_type"]).newbyteorder("<")
         self.attributes: dict[str, Any] = record["attributes"]
-        self.chunk = chunk
-        self.path = folder.joinpath("c", *("0" for _ in self.shape))
-        self._grid = tuple(outer // inner for outer, inner in zip(sharding, chunk, strict=True))
-        self._handle: int | None = None
-        self._index: np.ndarray | None = None
+        self.shard, self.chunk = shard, chunk
+        self._files = files
+        self._indices: dict[tuple[int, ...], np.ndarray] = {}
 
     def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Shaped[np.ndarray, "*size"]:
         """Return the window of `size` voxels at `start`, as stored; it has to lie inside the array.
@@ -57,72 +56,87 @@ class ShardReader:
         Raises:
             ValueError: the window leaves the array.
         """
-        if any(a < 0 or n < 1 or a + n > end for a, n, end in zip(start, size, self.shape, strict=True)):
-            raise ValueError(f"{self.folder}: window {size} at {start} leaves the array of shape {self.shape}")
-        handle, index = self._open()
         out = np.empty(size, self.dtype)
-        scratch = np.empty(self.chunk, self.dtype)
-        stop = tuple(a + n for a, n in zip(start, size, strict=True))
-        touched = [range(a // c, -(-b // c)) for a, b, c in zip(start, stop, self.chunk, strict=True)]
-        for where in itertools.product(*touched):
-            self._unpack(handle, index[where], scratch)
-            into, taken = [], []
-            for i, c, a, b in zip(where, self.chunk, start, stop, strict=True):
-                low, high = max(i * c, a), min((i + 1) * c, b)
-                into.append(slice(low - a, high - a))
-                taken.append(slice(low - i * c, high - i * c))
-            out[tuple(into)] = scratch[tuple(taken)]
+        self.read_into(out, start)
         return out
 
-    def close(self) -> None:
-        """Close the file; the next read opens it again."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+    def read_into(self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...]) -> None:
+        """Fill `out`, of any type, with the window of its shape at `start`.
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
+        Raises:
+            ValueError: the window leaves the array.
+        """
+        size = out.shape
+        if any(a < 0 or n < 1 or a + n > end for a, n, end in zip(start, size, self.shape, strict=True)):
+            raise ValueError(f"{self.folder}: window {size} at {start} leaves the array of shape {self.shape}")
+        for where in itertools.product(
+            *(range(a // s, -(-(a + n) // s)) for a, n, s in zip(start, size, self.shard, strict=True))
+        ):
+            corner = tuple(i * s for i, s in zip(where, self.shard, strict=True))
+            low = tuple(max(a, c) for a, c in zip(start, corner, strict=True))
+            high = tuple(min(a + n, c + s) for a, n, c, s in zip(start, size, corner, self.shard, strict=True))
+            part = out[tuple(slice(a - b, c - b) for a, b, c in zip(low, start, high, strict=True))]
+            self._read_shard(where, part, tuple(a - c for a, c in zip(low, corner, strict=True)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
-
-    def _open(self) -> tuple[int, np.ndarray]:
+    def _read_shard(self, where: tuple[int, ...], out: Shaped[np.ndarray, "*window"], start: tuple[int, ...]) -> None:
+        """Fill `out` with a window of one shard; `start` counts from the shard's corner."""
+        path = self.folder.joinpath("c", *map(str, where))
         try:
-            if self._handle is None:
-                self._handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            if self._index is None:
-                entries = math.prod(self._grid) * 16
-                end = os.fstat(self._handle).st_size
-                content = os.pread(self._handle, entries + CRC_BYTES, max(0, end - entries - CRC_BYTES))
-                self._index = np.frombuffer(self._checked(content, entries, "index"), "<u8").reshape(*self._grid, 2)
-        except OSError as error:
-            raise CorruptCaseError(self.case_id, str(self.path), f"not readable: {error}") from error
-        return self._handle, self._index
+            file = self._files.open(path)
+            index = self._index(where, path, file)
+            spans = [_spans(a, n, c) for a, n, c in zip(start, out.shape, self.chunk, strict=True)]
+            entries = index[tuple(slice(s[0][0], s[-1][0] + 1) for s in spans)].reshape(-1, 2)
+            file.prefetch(_runs(entries))
+            scratch = np.empty(self.chunk, self.dtype)
+            check, unpack = google_crc32c.value, numcodecs.blosc.decompress
+            for (offset, length), place in zip(entries.tolist(), itertools.product(*spans), strict=True):
+                if offset == EMPTY:  # zarr leaves out chunks that hold nothing but the fill value
+                    scratch[...] = 0
+                else:
+                    packed = file.read(length, offset)
+                    if len(packed) != length or check(packed) != RESIDUE:
+                        raise ValueError(_fault(f"chunk at byte {offset}", len(packed), length))
+                    unpack(packed, scratch)
+                out[tuple([into for _, into, _ in place])] = scratch[tuple([taken for _, _, taken in place])]
+        except (OSError, OverflowError, RuntimeError, ValueError, IndexError) as error:
+            raise CorruptCaseError(self.case_id, str(path), f"not readable: {error}") from error
 
-    def _unpack(self, handle: int, entry: np.ndarray, scratch: np.ndarray) -> None:
-        """Read one inner chunk into `scratch`."""
-        offset, length = int(entry[0]), int(entry[1])
-        if offset == EMPTY and length == EMPTY:
-            scratch[...] = 0  # zarr leaves out chunks that hold nothing but the fill value
-            return
-        try:
-            packed = self._checked(os.pread(handle, length, offset), length - CRC_BYTES, f"chunk at byte {offset}")
-            numcodecs.blosc.decompress(packed, scratch)
-        except (OSError, OverflowError, RuntimeError, ValueError) as error:
-            if isinstance(error, CorruptCaseError):
-                raise
-            raise CorruptCaseError(self.case_id, str(self.path), f"chunk at byte {offset}: {error}") from error
+    def _index(self, where: tuple[int, ...], path: Path, file: OpenFile) -> np.ndarray:
+        """Return (offset, length) of every chunk of a shard."""
+        found = self._indices.get(where)
+        if found is None:
+            grid = [outer // inner for outer, inner in zip(self.shard, self.chunk, strict=True)]
+            wanted = math.prod(grid) * 16 + CRC_BYTES
+            content = file.read(wanted, max(0, file.size - wanted))
+            if len(content) != wanted or google_crc32c.value(content) != RESIDUE:
+                raise ValueError(_fault("index", len(content), wanted))
+            found = self._indices[where] = np.frombuffer(content[:-CRC_BYTES], "<u8").reshape(*grid, 2)
+        return found
 
-    def _checked(self, content: bytes, length: int, what: str) -> bytes:
-        """Return `content` without its checksum, after checking it."""
-        if len(content) != length + CRC_BYTES:
-            found = f"{len(content)} bytes, wanted {length + CRC_BYTES}"
-            raise CorruptCaseError(self.case_id, str(self.path), f"{what} is truncated: {found}")
-        body, crc = content[:length], int.from_bytes(content[length:], "little")
-        if google_crc32c.value(body) != crc:
-            raise CorruptCaseError(self.case_id, str(self.path), f"{what} fails its checksum")
-        return body
+
+def _spans(start: int, size: int, chunk: int) -> list[tuple[int, slice, slice]]:
+    """Return for each chunk that an axis of the window touches: its number, its place in the window, and in itself."""
+    spans = []
+    for i in range(start // chunk, -(-(start + size) // chunk)):
+        low, high = max(i * chunk, start), min((i + 1) * chunk, start + size)
+        spans.append((i, slice(low - start, high - start), slice(low - i * chunk, high - i * chunk)))
+    return spans
+
+
+def _runs(entries: np.ndarray) -> list[tuple[int, int]]:
+    """Return the byte ranges (offset, length) of chunks, those that follow one another joined."""
+    kept = entries[entries[:, 0] != EMPTY].astype(np.int64)
+    kept = kept[np.argsort(kept[:, 0])]
+    if not len(kept):
+        return []
+    ends = kept.sum(axis=1)
+    first = np.flatnonzero(np.concatenate([[True], kept[1:, 0] != ends[:-1]]))
+    last = np.concatenate([first[1:] - 1, [len(kept) - 1]])
+    return [(a, b - a) for a, b in zip(kept[first, 0].tolist(), ends[last].tolist(), strict=True)]
+
+
+def _fault(what: str, found: int, wanted: int) -> str:
+    return f"{what} fails its checksum" if found == wanted else f"{what} is truncated: {found} bytes, wanted {wanted}"
 
 
 def _layout(record: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -140,7 +154,7 @@ def _layout(record: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         "endian": inner["codecs"][0].get("configuration", {"endian": "little"})["endian"],  # absent for bytes
         "index": [codec["name"] for codec in inner["index_codecs"]],
         "location": inner["index_location"],
-        "one_shard": len(outer) == len(record["shape"]) and all(map(operator.le, record["shape"], outer)),
+        "rank": len(outer) == len(inner["chunk_shape"]) == len(record["shape"]),
     }
     wanted = {
         "node": "array",
@@ -152,7 +166,7 @@ def _layout(record: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         "endian": "little",
         "index": ["bytes", "crc32c"],
         "location": "end",
-        "one_shard": True,
+        "rank": True,
     }
     for key, value in wanted.items():
         if found[key] != value:

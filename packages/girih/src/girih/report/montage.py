@@ -57,7 +57,6 @@ def montage(
     for view in views:
         pictures.append(out / f"{view.case_id}.png")
         write_bytes(pictures[-1], case_png(view))
-        view.case.close()
     return pictures
 
 

@@ -173,7 +173,6 @@ def _case(view: CaseView, number: "count[int]") -> str:
     remarks = "; ".join(f"{arm}: {remark}" for arm, remark in view.remarks.items())
     cards = "".join(card(view, finding, next(number)) for finding in view.findings)
     nothing = "" if cards else _soft("No object and no prediction.")
-    view.case.close()
     return f'<h3>{escape(view.case_id)}</h3>{_soft(remarks)}{nothing}<div class="findings">{cards}</div>'
 
 
@@ -189,8 +188,6 @@ def _ignored_section(views: Sequence[CaseView], number: "count[int]", iou: float
     arms = list(views[0].marks)
     rows = [(view.case_id, finding.heading, *(finding.remarks[arm] for arm in arms)) for view, finding in found]
     cards = "".join(card(view, finding, next(number), with_case_id=True) for view, finding in found)
-    for view, _ in found:
-        view.case.close()
     table = _table(("case", "lesion", *arms), rows, words=True)
     return _section("Real lesions", f'{_soft(said)}{table}<div class="findings">{cards}</div>')
 
