@@ -96,16 +96,18 @@ class Case:
             CorruptCaseError: the data fail a check.
             ValueError: an empty size.
         """
-        padding = 0 if pad_value is None else (pad_value - self.offset) / self.scale
-        padding = round(padding) if self.dtype.kind == "i" else padding
         if raw:
-            return read_padded(self._image, start, size, padding=padding)
-        out = read_padded(self._image, start, size, padding=padding, dtype=np.float32)
-        if self.scale != 1:
-            out *= np.float32(self.scale)
-        if self.offset != 0:
-            out += np.float32(self.offset)
-        return out
+            padding = 0 if pad_value is None else (pad_value - self.offset) / self.scale
+            return read_padded(self._image, start, size, padding=round(padding) if self.dtype.kind == "i" else padding)
+        return read_padded(
+            self._image,
+            start,
+            size,
+            padding=self.offset if pad_value is None else pad_value,
+            dtype=np.float32,
+            scale=self.scale,
+            offset=self.offset,
+        )
 
     def read_label_patch(self, kind: LabelKind, start: Triplet, size: Triplet) -> Shaped[np.ndarray, "z y x"]:
         """Read labels of a patch that may lie outside the volume.

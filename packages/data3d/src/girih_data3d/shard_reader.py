@@ -17,6 +17,7 @@ from jaxtyping import Shaped
 
 from girih_data3d.errors import CorruptCaseError
 from girih_data3d.open_files import OpenFile, OpenFiles
+from girih_data3d.resampling import Number
 
 numcodecs.blosc.use_threads = False  # as zarr itself sets: blosc's own thread pool does not survive a fork
 
@@ -60,8 +61,10 @@ class ShardReader:
         self.read_into(out, start)
         return out
 
-    def read_into(self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...]) -> None:
-        """Fill `out`, of any type, with the window of its shape at `start`.
+    def read_into(
+        self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...], *, scale: Number = 1, offset: Number = 0
+    ) -> None:
+        """Fill `out`, of any type, with the window of its shape at `start`: stored value * scale + offset.
 
         Raises:
             ValueError: the window leaves the array.
@@ -69,39 +72,60 @@ class ShardReader:
         size = out.shape
         if any(a < 0 or n < 1 or a + n > end for a, n, end in zip(start, size, self.shape, strict=True)):
             raise ValueError(f"{self.folder}: window {size} at {start} leaves the array of shape {self.shape}")
-        for where in itertools.product(
-            *(range(a // s, -(-(a + n) // s)) for a, n, s in zip(start, size, self.shard, strict=True))
-        ):
-            corner = tuple(i * s for i, s in zip(where, self.shard, strict=True))
-            low = tuple(max(a, c) for a, c in zip(start, corner, strict=True))
-            high = tuple(min(a + n, c + s) for a, n, c, s in zip(start, size, corner, self.shard, strict=True))
-            part = out[tuple(slice(a - b, c - b) for a, b, c in zip(low, start, high, strict=True))]
-            self._read_shard(where, part, tuple(a - c for a, c in zip(low, corner, strict=True)))
+        shards = [_spans(a, n, s) for a, n, s in zip(start, size, self.shard, strict=True)]
+        for place in itertools.product(*shards):
+            where, into, taken = zip(*place, strict=True)
+            self._read_shard(where, out[into], tuple(part.start for part in taken), scale, offset)
 
-    def _read_shard(self, where: tuple[int, ...], out: Shaped[np.ndarray, "*window"], start: tuple[int, ...]) -> None:
-        """Fill `out` with a window of one shard; `start` counts from the shard's corner."""
+    def _read_shard(
+        self,
+        where: tuple[int, ...],
+        out: Shaped[np.ndarray, "*window"],
+        start: tuple[int, ...],
+        scale: Number,
+        offset: Number,
+    ) -> None:
+        """Fill `out` with a window of one shard; `start` counts from the shard's corner.
+
+        Chunks are put together slab by slab (one chunk thick) in a small buffer and then moved on in one go: written
+        to `out` directly, their short rows would lie too far apart for the processor's caches.
+        """
         path = self.folder.joinpath("c", *map(str, where))
         try:
             file = self._files.open(path)
-            index = self._index(where, path, file)
+            index = self._index(where, file)
             spans = [_spans(a, n, c) for a, n, c in zip(start, out.shape, self.chunk, strict=True)]
-            entries = index[tuple(slice(s[0][0], s[-1][0] + 1) for s in spans)].reshape(-1, 2)
-            file.prefetch(_runs(entries))
-            scratch = np.empty(self.chunk, self.dtype)
-            check, unpack = google_crc32c.value, numcodecs.blosc.decompress
-            for (offset, length), place in zip(entries.tolist(), itertools.product(*spans), strict=True):
-                if offset == EMPTY:  # zarr leaves out chunks that hold nothing but the fill value
-                    scratch[...] = 0
-                else:
-                    packed = file.read(length, offset)
-                    if len(packed) != length or check(packed) != RESIDUE:
-                        raise ValueError(_fault(f"chunk at byte {offset}", len(packed), length))
-                    unpack(packed, scratch)
-                out[tuple([into for _, into, _ in place])] = scratch[tuple([taken for _, _, taken in place])]
+            touched = index[tuple(slice(s[0][0], s[-1][0] + 1) for s in spans)].reshape(-1, 2)
+            file.prefetch(_runs(touched))
+            entries = iter(touched.tolist())
+            chunk = np.empty(self.chunk, self.dtype)
+            slab = np.empty((*self.chunk[:-2], *out.shape[-2:]), self.dtype)
+            rows = list(itertools.product(*spans[-2:]))
+            for head in itertools.product(*spans[:-2]):
+                _, into, taken = zip(*head, strict=True)
+                for (_, into_y, taken_y), (_, into_x, taken_x) in rows:
+                    self._unpack(file, *next(entries), chunk)
+                    slab[(*taken, into_y, into_x)] = chunk[(*taken, taken_y, taken_x)]
+                part = out[into]
+                part[...] = slab[taken]
+                if scale != 1:
+                    part *= out.dtype.type(scale)
+                if offset != 0:
+                    part += out.dtype.type(offset)
         except (OSError, OverflowError, RuntimeError, ValueError, IndexError) as error:
             raise CorruptCaseError(self.case_id, str(path), f"not readable: {error}") from error
 
-    def _index(self, where: tuple[int, ...], path: Path, file: OpenFile) -> np.ndarray:
+    def _unpack(self, file: OpenFile, at: int, length: int, chunk: Shaped[np.ndarray, "*chunk"]) -> None:
+        """Read one inner chunk, check it and decompress it into `chunk`."""
+        if at == EMPTY:  # zarr leaves out chunks that hold nothing but the fill value
+            chunk[...] = 0
+            return
+        packed = file.read(length, at)
+        if len(packed) != length or google_crc32c.value(packed) != RESIDUE:
+            raise ValueError(_fault(f"chunk at byte {at}", len(packed), length))
+        numcodecs.blosc.decompress(packed, chunk)
+
+    def _index(self, where: tuple[int, ...], file: OpenFile) -> np.ndarray:
         """Return (offset, length) of every chunk of a shard."""
         found = self._indices.get(where)
         if found is None:

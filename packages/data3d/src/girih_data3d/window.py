@@ -18,14 +18,25 @@ class Reader(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    def read_into(self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...]) -> None:
-        """Fill `out`, of any type, with the window of its shape at `start`, which lies inside the array."""
+    def read_into(
+        self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...], *, scale: Number = 1, offset: Number = 0
+    ) -> None:
+        """Fill `out`, of any type, with the window of its shape at `start`, inside the array: value * scale + offset."""
 
 
 def read_padded(
-    reader: Reader, start: Triplet, size: Triplet, *, padding: Number, dtype: Any = None
+    reader: Reader,
+    start: Triplet,
+    size: Triplet,
+    *,
+    padding: Number,
+    dtype: Any = None,
+    scale: Number = 1,
+    offset: Number = 0,
 ) -> Shaped[np.ndarray, "*shape"]:
-    """Return the window of `size` at `start` (z, y, x), with all leading axes; `padding` stands outside the array.
+    """Return the window of `size` at `start` (z, y, x), with all leading axes: stored value * scale + offset.
+
+    Outside the array stands `padding`, as it is.
 
     Raises:
         ValueError: an empty size.
@@ -40,10 +51,10 @@ def read_padded(
     inside = tuple(b - a for a, b in zip(low, high, strict=True))
     if inside == tuple(size):
         out = np.empty((*lead, *size), kind)
-        reader.read_into(out, (*(0 for _ in lead), *low))
+        reader.read_into(out, (*(0 for _ in lead), *low), scale=scale, offset=offset)
         return out
     out = np.full((*lead, *size), padding, kind)
     if min(inside) > 0:
         z, y, x = (slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-        reader.read_into(out[..., z, y, x], (*(0 for _ in lead), *low))
+        reader.read_into(out[..., z, y, x], (*(0 for _ in lead), *low), scale=scale, offset=offset)
     return out
