@@ -135,19 +135,26 @@ def long(session: nox.Session) -> None:
 
 
 @nox.session
-def peers(session: nox.Session) -> None:
-    """Differential tests against other people's packages."""
-    for package in PACKAGES:
-        groups = project(package).get("dependency-groups", {})
-        if "peers" in groups:
-            pip_install(session, *sources(package), *nox.project.dependency_groups(project(package), "test", "peers"))
-            session.run("python", "-m", "pytest", "-q", f"packages/{package}/tests/peers")
+@nox.parametrize("package", ("data3d", "metrics"))
+def peers(session: nox.Session, package: str) -> None:
+    """Differential tests of one package against other people's."""
+    pip_install(session, *sources(package), *nox.project.dependency_groups(project(package), "peers"))
+    session.run("python", "-m", "pytest", "-q", f"packages/{package}/tests/peers")
+
+
+@nox.session
+def models(session: nox.Session) -> None:
+    """The store's metadata in the eyes of ome-zarr-models, which wants an older pydantic than others do."""
+    pip_install(session, *sources("data3d"), *nox.project.dependency_groups(project("data3d"), "models"))
+    session.run("python", "-m", "pytest", "-q", "packages/data3d/tests/models")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the scripts under benchmarks/ (all, or those named after --)."""
-    pip_install(session, *sources(*PACKAGES))
+    """Run the scripts under benchmarks/ (all, or those named after --), beside the packages they compare with."""
+    groups = [g for name in PACKAGES if "bench" in (g := project(name)).get("dependency-groups", {})]
+    lines = [line for found in groups for line in nox.project.dependency_groups(found, "bench")]
+    pip_install(session, *sources(*PACKAGES), *dict.fromkeys(lines))
     for script in session.posargs or sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")):
         session.run("python", str(ROOT / "benchmarks" / f"{script}.py"))
 
