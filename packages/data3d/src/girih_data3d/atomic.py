@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ABANDONED_AFTER_S = 24 * 3600
@@ -15,7 +15,10 @@ ABANDONED_AFTER_S = 24 * 3600
 
 @contextmanager
 def written_aside(root: Path, target: Path) -> Iterator[Path]:
-    """Yield a path in root/.tmp to write a file or folder to; on success it is flushed and becomes `target`."""
+    """Yield a path in root/.tmp to write a file or folder to; on success it is flushed and becomes `target`.
+
+    `target` lies below `root`. Of several writers of one target the last one stays.
+    """
     aside = root / ".tmp" / f"{os.getpid()}@{platform.node()}@{uuid.uuid4().hex}"
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -23,14 +26,11 @@ def written_aside(root: Path, target: Path) -> Iterator[Path]:
         for path in [*aside.rglob("*"), aside]:
             _flush(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():  # folders are not replaced: the old one moves out of the way first
-            old = aside.with_name(f"{aside.name}.old")
-            target.replace(old)
-            aside.replace(target)
-            shutil.rmtree(old)
-        else:
-            aside.replace(target)
-        _flush(target.parent)
+        _replace(aside, target)
+        for parent in target.parents:
+            _flush(parent)
+            if parent == root:
+                break
     finally:
         _remove(aside)
 
@@ -41,8 +41,27 @@ def remove_abandoned(root: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         process, _, rest = path.name.partition("@")
         ours = os.name == "posix" and process.isdigit() and rest.rpartition("@")[0] == platform.node()
-        if (ours and not _alive(int(process))) or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
-            _remove(path)
+        with suppress(FileNotFoundError):  # another process tidies up as well
+            if (ours and not _alive(int(process))) or time.time() - path.stat().st_mtime > ABANDONED_AFTER_S:
+                _remove(path)
+
+
+def _replace(aside: Path, target: Path) -> None:
+    """Rename; a folder that is replaced moves out of the way first, for folders are not overwritten."""
+    while True:
+        old = aside.with_name(f"{aside.name}.old")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if target.is_dir():
+                target.replace(old)
+        try:
+            aside.replace(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            _remove(old)  # another process put its own there in between
+            continue
+        _remove(old)
+        return
 
 
 def _flush(path: Path) -> None:

@@ -1,26 +1,28 @@
-"""One prepared case on disk: patches, labels, geometry, export."""
+"""One prepared case: patches, labels, geometry, export."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float32, Float64, Int64, Shaped
+from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt16
 
 from girih_data3d.affine import spacing_zyx
+from girih_data3d.case_writer import layer_name
 from girih_data3d.errors import CorruptCaseError
-from girih_data3d.layout import file_crc32c, json_crc32c
+from girih_data3d.folder import DamageError, Folder, LocalFolder
+from girih_data3d.layout import SCHEMA
+from girih_data3d.lazy import LazyVolume, lazy_array
 from girih_data3d.nifti import write_nifti
-from girih_data3d.open_files import OpenFiles
+from girih_data3d.objects import Objects
 from girih_data3d.prepare import Prepared
 from girih_data3d.resampling import Number
-from girih_data3d.shard_reader import ShardReader
-from girih_data3d.window import read_padded
+from girih_data3d.sealed import check_files, read_seal
+from girih_data3d.window import Reader, Triplet, read_padded
 
-Triplet = tuple[int, int, int]
 LabelKind = Literal["instances", "semantic"]
-LABEL_PADDING = {"instances": 0, "semantic": -1}
 
 
 class Case:
@@ -28,25 +30,35 @@ class Case:
 
     Attributes:
         case_id, patient_id, modality: who it is.
-        shape: (C, Z, Y, X).
+        shape: (C, Z, Y, X); dtype: type of the stored values; intensity = value * `scale` + `offset`.
         affine: float64 (4, 4), voxel-centre index (x, y, z) of the prepared grid -> RAS mm.
         spacing_zyx_mm: voxel size.
         prepared: how the grid lies in its source file.
+        objects: all objects, those to ignore last.
         boxes: float32 (n, 6), voxel edges of the prepared grid; objects flagged `ignore` are not among them.
         labels: int64 (n,), class of each box; row k has the value k + 1 in the instance labels.
-        voxels: int64 (n,), size of each object.
+        voxels: int64 (n,), size of each object; 0: it has no mask.
         label_kinds: which of "instances" and "semantic" there are.
         truth: ground truth in the source file's voxels (all objects, with their `ignore` flags); None if unlabelled.
+        checksum: CRC-32C over everything that the case holds.
 
     Raises:
         CorruptCaseError: a file is missing, has another size, or the metadata fail their checksum.
     """
 
-    def __init__(self, folder: Path, files: OpenFiles | None = None) -> None:
-        files = OpenFiles() if files is None else files
-        record = _checked_record(folder)
-        self.folder = folder
-        self.case_id: str = record["case_id"]
+    def __init__(self, where: Folder, case_id: str) -> None:
+        self.where, self.case_id = where, case_id
+        try:
+            seal = read_seal(where)
+            record = seal.attributes["girih"]
+            if (record["schema"], record["case_id"]) != (SCHEMA, case_id):
+                found = f"holds case {record['case_id']!r} of schema {record['schema']!r}"
+                raise DamageError(where.locate("zarr.json"), f"{found}, wanted {case_id!r} of schema {SCHEMA}")
+            metadata = {name: json.loads(text) for name, text in check_files(where, seal, whole=seal.small).items()}
+        except DamageError as error:
+            raise CorruptCaseError(case_id, error.path, error.reason) from error
+        self.files = seal.files
+        self.checksum = seal.checksum
         self.patient_id: str = record["patient_id"]
         self.modality: str | None = record["modality"]
         self.spec_hash: str = record["spec_hash"]
@@ -54,28 +66,58 @@ class Case:
         self.truth: dict[str, Any] | None = record["truth"]
         self.affine: Float64[np.ndarray, "4 4"] = np.array(self.prepared["affine"], np.float64)
         self.spacing_zyx_mm = spacing_zyx(self.affine)
-        kept = [o for o in record["objects"] if not o["ignore"]]
-        self.boxes: Float32[np.ndarray, "n 6"] = np.array([o["box"] for o in kept], np.float32).reshape(-1, 6)
-        self.labels: Int64[np.ndarray, " n"] = np.array([o["class"] for o in kept], np.int64)
-        self.voxels: Int64[np.ndarray, " n"] = np.array([o["voxels"] for o in kept], np.int64)
-        self.label_kinds: tuple[LabelKind, ...] = tuple(
-            kind for kind in ("instances", "semantic") if f"labels/{kind}/0/zarr.json" in record["files"]
-        )
-        self._image = ShardReader(folder / "0", self.case_id, files)
-        self._labels = {k: ShardReader(folder / "labels" / k / "0", self.case_id, files) for k in self.label_kinds}
-        self.scale = float(self._image.attributes["scale_factor"])
-        self.offset = float(self._image.attributes["add_offset"])
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(C, Z, Y, X)."""
+        self.objects = Objects.from_record(record["objects"])
+        kept = int(np.count_nonzero(~self.objects.ignore))
+        self.boxes: Float32[np.ndarray, "n 6"] = self.objects.boxes[:kept]
+        self.labels: Int64[np.ndarray, " n"] = self.objects.labels[:kept]
+        self.voxels: Int64[np.ndarray, " n"] = self.objects.voxels[:kept]
+        self.scale = float(metadata["0/zarr.json"]["attributes"]["scale_factor"])
+        self.offset = float(metadata["0/zarr.json"]["attributes"]["add_offset"])
+        arrays = {
+            name.removesuffix("/zarr.json"): where.array(name.removesuffix("/zarr.json"), content, case_id)
+            for name, content in metadata.items()
+            if content["node_type"] == "array"
+        }
+        self._image = arrays["0"]
+        self._foreground = arrays.get("foreground")
+        self._semantic = arrays.get("labels/semantic/0")
+        self._layers: list[Reader] = []
+        while (layer := arrays.get(f"labels/{layer_name(len(self._layers))}/0")) is not None:
+            self._layers.append(layer)
+        has = {"instances": bool(self._layers), "semantic": self._semantic is not None}
+        self.label_kinds: tuple[LabelKind, ...] = tuple(k for k in ("instances", "semantic") if has[k])
         c, z, y, x = self._image.shape
-        return c, z, y, x
+        self.shape = (c, z, y, x)
+        self.dtype = self._image.dtype
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the stored values."""
-        return self._image.dtype
+    def folder(self) -> Path:
+        """The case's folder.
+
+        Raises:
+            ValueError: the case is not on local disk.
+        """
+        if not isinstance(self.where, LocalFolder):
+            raise ValueError(f"case {self.case_id!r} is not on local disk: {self.where.locate('')}")
+        return self.where.path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the case holds; equal for equal data, whenever and from whichever copy it was prepared."""
+        content = [self.case_id, self.patient_id, self.modality, self.spec_hash, self.prepared, self.truth, self.files]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def foreground(self) -> UInt16[np.ndarray, "n 4"]:
+        """Rows (class, z, y, x) of up to 10,000 labelled voxels, equally many of each class where there are enough.
+
+        Classes are the values of the semantic labels if there are any, else those of the objects; none without masks.
+        """
+        if self._foreground is None:
+            return np.zeros((0, 4), np.uint16)
+        out = np.empty(self._foreground.shape, np.uint16)
+        self._foreground.read_into(out, (0, 0))
+        return out
 
     def read_patch(
         self, start: Triplet, size: Triplet, *, pad_value: Number | None = None, raw: bool = False
@@ -94,11 +136,10 @@ class Case:
 
         Raises:
             CorruptCaseError: the data fail a check.
-            ValueError: an empty size.
+            ValueError: an empty size, or a padding that the stored type cannot hold.
         """
         if raw:
-            padding = 0 if pad_value is None else (pad_value - self.offset) / self.scale
-            return read_padded(self._image, start, size, padding=round(padding) if self.dtype.kind == "i" else padding)
+            return read_padded(self._image, start, size, padding=self._stored(pad_value))
         return read_padded(
             self._image,
             start,
@@ -113,89 +154,69 @@ class Case:
         """Read labels of a patch that may lie outside the volume.
 
         Returns:
-            "instances": int32, row k of `boxes` has the value k + 1, objects to ignore have values above
-            `len(boxes)`, 0 outside. "semantic": int16, -1 outside.
+            "instances": int32, row k of `objects` has the value k + 1, 0 outside; where objects overlap, the one of the
+            later layer, which is the smaller one. "semantic": int16, -1 outside.
 
         Raises:
             CorruptCaseError: the data fail a check.
             ValueError: the case has no such labels, or an empty size.
         """
-        if kind not in self._labels:
+        if kind not in self.label_kinds:
             raise ValueError(f"case {self.case_id!r} has no {kind!r} labels, it has {list(self.label_kinds)}")
-        dtype = np.int32 if kind == "instances" else np.int16
-        return read_padded(self._labels[kind], start, size, padding=LABEL_PADDING[kind], dtype=dtype)
+        if kind == "semantic" and self._semantic is not None:
+            return read_padded(self._semantic, start, size, padding=-1, dtype=np.int16)
+        out, *others = self.read_instance_layers(start, size)
+        for layer in others:
+            np.copyto(out, layer, where=layer != 0)
+        return out
 
-    def lazy(self) -> "LazyVolume":
+    def read_instance_layers(self, start: Triplet, size: Triplet) -> list[Int32[np.ndarray, "z y x"]]:
+        """Read the instance labels layer by layer; objects that overlap lie in different ones, see `objects.layer`.
+
+        Raises:
+            CorruptCaseError: the data fail a check.
+            ValueError: an empty size.
+        """
+        return [read_padded(layer, start, size, padding=0, dtype=np.int32) for layer in self._layers]
+
+    def lazy(self) -> LazyVolume:
         """Return the volume as an object that reads what is sliced from it."""
-        return LazyVolume(self)
+        return LazyVolume(self._image, self.scale, self.offset)
 
-    def to_xarray(self) -> xr.DataArray:
-        """Return the whole prepared scan, of the form that `read_scan` gives."""
+    def to_xarray(self, *, lazy: bool = False) -> xr.DataArray:
+        """Return the prepared scan, of the form that `read_scan` gives.
+
+        Args:
+            lazy: read only what is indexed later, and only then.
+        """
+        dims = ("channel", "z", "y", "x")
         coords = {
             axis: np.arange(n) * mm for axis, n, mm in zip("zyx", self.shape[1:], self.spacing_zyx_mm, strict=True)
         }
-        return xr.DataArray(
-            self.read_patch((0, 0, 0), self.shape[1:]),
-            dims=("channel", "z", "y", "x"),
-            coords=coords,
-            name="scan",
-            attrs={
-                "affine": self.affine,
-                "spacing_zyx_mm": self.spacing_zyx_mm,
-                "modality": self.modality,
-                "case_id": self.case_id,
-                "source_affine": np.array(self.prepared["source_affine"]),
-                "source_shape_zyx": tuple(self.prepared["source_shape_zyx"]),
-            },
-        )
+        attrs = {
+            "affine": self.affine,
+            "spacing_zyx_mm": self.spacing_zyx_mm,
+            "modality": self.modality,
+            "case_id": self.case_id,
+            "source_affine": np.array(self.prepared["source_affine"]),
+            "source_shape_zyx": tuple(self.prepared["source_shape_zyx"]),
+        }
+        volume = lazy_array(self.lazy()) if lazy else self.read_patch((0, 0, 0), self.shape[1:])
+        return xr.DataArray(volume, dims=dims, coords=coords, name="scan", attrs=attrs)
 
     def export_nifti(self, path: Path | str, *, channel: int = 0) -> None:
         """Write one channel of the prepared volume as NIfTI, in its place in the patient."""
-        write_nifti(self.to_xarray().values[channel], path, affine=self.affine)
+        write_nifti(self.lazy()[channel : channel + 1, :, :, :][0], path, affine=self.affine)
 
-
-class LazyVolume:
-    """A case as an array (C, Z, Y, X) of float32 from which four slices can be read; nothing is kept in memory."""
-
-    def __init__(self, case: Case) -> None:
-        self._case = case
-        self.shape = case.shape
-        self.dtype = np.dtype(np.float32)
-
-    def __getitem__(self, window: Any) -> Float32[np.ndarray, "c z y x"]:
-        """Return the intensities of a window inside the volume; slices have no step.
-
-        Raises:
-            IndexError: not four slices, a step, or an empty window.
-        """
-        if not isinstance(window, tuple) or len(window) != 4 or not all(isinstance(s, slice) for s in window):
-            raise IndexError(f"wanted four slices (c, z, y, x), found {window!r}")
-        spans = [range(*s.indices(n)) for s, n in zip(window, self.shape, strict=True)]
-        if any(s.step != 1 or len(s) == 0 for s in spans):
-            raise IndexError(f"wanted four slices without a step that are not empty in {self.shape}, found {window!r}")
-        channels, z, y, x = spans
-        patch = self._case.read_patch((z.start, y.start, x.start), (len(z), len(y), len(x)))
-        return patch[channels.start : channels.stop]
-
-
-def _checked_record(folder: Path) -> dict[str, Any]:
-    """Return the case's record after checking it, the small files' content and the shards' sizes."""
-    case_id, path = folder.name.removesuffix(".zarr"), folder / "zarr.json"
-    try:
-        attributes = json.loads(path.read_text(encoding="utf-8"))["attributes"]
-        record: dict[str, Any] = attributes["girih"]
-        checksum = record.pop("checksum")
-        if checksum != json_crc32c({"ome": attributes["ome"], "girih": record}):
-            raise CorruptCaseError(case_id, str(path), "fails its checksum")
-        for name, wanted in record["files"].items():
-            path = folder / name
-            size = path.stat().st_size
-            if size != wanted["bytes"]:
-                raise CorruptCaseError(case_id, str(path), f"{size} bytes, wanted {wanted['bytes']}")
-            if path.name == "zarr.json" and file_crc32c(path) != wanted["crc32c"]:
-                raise CorruptCaseError(case_id, str(path), "fails its checksum")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CorruptCaseError):
-            raise
-        raise CorruptCaseError(case_id, str(path), f"not readable: {type(error).__name__}: {error}") from error
-    return record
+    def _stored(self, intensity: Number | None) -> Number:
+        """Return the stored value next to an intensity."""
+        if intensity is None:
+            return 0
+        value = (intensity - self.offset) / self.scale
+        if self.dtype.kind != "i":
+            return value
+        limits = np.iinfo(self.dtype)
+        if not limits.min <= round(value) <= limits.max:
+            low, high = (limit * self.scale + self.offset for limit in (limits.min, limits.max))
+            raise ValueError(f"pad_value is {intensity}, wanted {low:g} to {high:g}, which {self.dtype} can hold here")
+        return round(value)

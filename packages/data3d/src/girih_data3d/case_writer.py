@@ -1,5 +1,8 @@
-"""Write one prepared case: an OME-Zarr 0.5 group, one shard per array, checksums over everything."""
+"""Write one prepared case: an OME-Zarr 0.5 group, sharded arrays, checksums over everything."""
 
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,18 @@ from jaxtyping import Float32, Float64, Int16, Int32, Shaped
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from girih_data3d.affine import spacing_zyx
-from girih_data3d.layout import file_crc32c, json_crc32c
+from girih_data3d.foreground import sample_foreground
+from girih_data3d.sealed import seal
 from girih_data3d.spec import Compression, PrepareSpec
 
 LEVEL = {"lz4hc": 5, "zstd": 3}
 """Compression level of each codec."""
 CHUNK = 32
 """Edge of an inner chunk: the best of 16 to 64 for 128^3 and 192^3 patches."""
+ONE_SHARD_BYTES = 2**30
+"""Size as stored, before compression, up to which an array is one file."""
+SHARD = 512
+"""Edge of the shards of a larger array, which hold one channel each."""
 ORIENTATION = {"z": "inferior-to-superior", "y": "posterior-to-anterior", "x": "left-to-right"}
 """Anatomical direction of rising index, as OME-NGFF RFC-4 names it."""
 
@@ -26,50 +34,64 @@ def write_case(
     volume: Float32[np.ndarray, "c z y x"],
     affine: Float64[np.ndarray, "4 4"],
     spec: PrepareSpec,
-    instances: Int32[np.ndarray, "z y x"] | None,
+    instances: Sequence[Int32[np.ndarray, "z y x"]],
     semantic: Int16[np.ndarray, "z y x"] | None,
+    objects: Sequence[dict[str, Any]],
     attributes: dict[str, Any],
+    one_shard_bytes: int = ONE_SHARD_BYTES,
 ) -> None:
-    """Write a case into a new folder.
+    """Write a case into a new folder; the same input gives the same bytes.
 
     Args:
         folder: where to; must not exist.
         volume: prepared intensities.
         affine: of the prepared grid.
         spec: says how intensities are stored.
-        instances: object k of the case has the value k + 1.
+        instances: layers of objects; object k has the value k + 1 in its layer. None: without masks.
         semantic: one number per tissue.
-        attributes: kept under "girih", to which "files" and "checksum" are added.
+        objects: their records, as `Objects.from_record` takes them; those to ignore come last.
+        attributes: kept under "girih", which gets "shape", "objects", "versions", "files" and "checksum" besides.
+        one_shard_bytes: size up to which an array is one file.
 
     Raises:
         ValueError: values that the storage type cannot hold.
     """
     stored, scale = quantise(volume, spec)
     group = zarr.create_group(store=str(folder), zarr_format=3)
-    _write_array(group, "0", stored, "czyx", {"scale_factor": scale, "add_offset": 0.0}, spec.compression)
-    labels = {"instances": instances, "semantic": semantic}
-    names = [name for name, array in labels.items() if array is not None]
-    if names:
-        label_group = group.create_group("labels", attributes={"ome": {"version": "0.5", "labels": names}})
+    write_array(
+        group,
+        "0",
+        stored,
+        "czyx",
+        {"scale_factor": scale, "add_offset": 0.0},
+        compression=spec.compression,
+        one_shard_bytes=one_shard_bytes,
+    )
+    labels = {layer_name(k): layer for k, layer in enumerate(instances)}
+    labels |= {} if semantic is None else {"semantic": semantic}
+    if labels:
+        parent = group.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(labels)}})
         for name, array in labels.items():
-            if array is not None:
-                image_label = {"source": {"image": "../../"}}
-                ome = {**_multiscales(name, "zyx", affine), "image-label": image_label}
-                _write_array(
-                    label_group.create_group(name, attributes={"ome": ome}),
-                    "0",
-                    _narrow(array),
-                    "zyx",
-                    {},
-                    spec.compression,
-                )
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32c": file_crc32c(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.parent != folder
-    }
-    content = {"ome": _multiscales(str(attributes["case_id"]), "czyx", affine), "girih": {**attributes, "files": files}}
-    group.attrs.put({**content, "girih": {**content["girih"], "checksum": json_crc32c(content)}})
+            ome = {**_multiscales(name, "zyx", affine), "image-label": {"source": {"image": "../../"}}}
+            write_array(
+                parent.create_group(name, attributes={"ome": ome}),
+                "0",
+                _narrow(array),
+                "zyx",
+                compression=spec.compression,
+                one_shard_bytes=one_shard_bytes,
+            )
+    case_id = str(attributes["case_id"])
+    foreground = sample_foreground(case_id, semantic=semantic, instances=instances, objects=objects)
+    if len(foreground):
+        write_array(group, "foreground", foreground, ("voxel", "class_zyx"), compression=spec.compression)
+    record = {**attributes, "shape": list(volume.shape), "objects": list(objects), "versions": _versions()}
+    seal(folder, {"ome": _multiscales(case_id, "czyx", affine), "girih": record})
+
+
+def layer_name(k: int) -> str:
+    """Return the name of an instance layer's group: instances, instances-2, instances-3, ..."""
+    return "instances" if k == 0 else f"instances-{k + 1}"
 
 
 def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[Shaped[np.ndarray, "*shape"], float]:
@@ -94,23 +116,34 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
     return np.rint(volume / np.float32(scale)).astype(np.int16), scale
 
 
-def _write_array(
+def write_array(
     group: zarr.Group,
     name: str,
     array: Shaped[np.ndarray, "*shape"],
-    axes: str,
-    attributes: dict[str, Any],
+    axes: Sequence[str],
+    attributes: dict[str, Any] | None = None,
+    *,
     compression: Compression = "lz4hc",
+    one_shard_bytes: int = ONE_SHARD_BYTES,
 ) -> None:
-    """Write one array as one shard; every chunk is written, even where it holds zeros only."""
-    spatial = array.shape[-3:]
-    whole = tuple(-(-n // CHUNK) * CHUNK for n in spatial)
+    """Write an array in shards of one channel, or in one shard if it is small; a table is one chunk.
+
+    Every chunk is written, even where it holds zeros only.
+    """
+    if array.ndim < 3:
+        chunks = shards = array.shape
+    else:
+        lead, spatial = array.shape[:-3], array.shape[-3:]
+        chunks = (1,) * len(lead) + (CHUNK,) * 3
+        shards = lead + tuple(-(-n // CHUNK) * CHUNK for n in spatial)
+        if array.nbytes > one_shard_bytes:
+            shards = (1,) * len(lead) + tuple(min(n, SHARD) for n in shards[-3:])
     created = group.create_array(
         name,
         shape=array.shape,
         dtype=array.dtype,
-        chunks=(1,) * (array.ndim - 3) + (CHUNK,) * 3,
-        shards=(*array.shape[:-3], *whole),
+        chunks=chunks,
+        shards=shards,
         compressors=[BloscCodec(cname=compression, clevel=LEVEL[compression], shuffle="shuffle"), Crc32cCodec()],
         fill_value=0,
         dimension_names=tuple(axes),
@@ -149,3 +182,9 @@ def _narrow(array: Shaped[np.ndarray, "z y x"]) -> Shaped[np.ndarray, "z y x"]:
     if array.min() < 0:
         return array
     return array.astype(np.min_scalar_type(int(array.max())))
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return what wrote a case."""
+    return {name: version(name) for name in ("girih-data3d", "numpy", "scipy", "zarr", "numcodecs")}

@@ -1,22 +1,57 @@
-"""Where things lie in a prepared dataset, and the checksums that guard them."""
+"""Where things lie in a prepared dataset, and the record that describes it."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
-
-import google_crc32c
 
 from girih_data3d.errors import ManifestError
 
 SCHEMA = 1
 """Version of the layout on disk."""
+RECORD = "dataset.json"
+INDEX = "index.zarr"
+"""Both in the dataset's root."""
+
+
+def case_key(case_id: str) -> str:
+    """Return where a case lies below the root: cases/<2 hex digits of its id's SHA-1>/<id>.zarr."""
+    spread = hashlib.sha1(case_id.encode(), usedforsecurity=False).hexdigest()[:2]
+    return f"cases/{spread}/{case_id}.zarr"
 
 
 def case_folder(root: Path, case_id: str) -> Path:
-    """Return where a case lies: cases/<2 hex digits of its id's SHA-1>/<id>.zarr."""
-    spread = hashlib.sha1(case_id.encode(), usedforsecurity=False).hexdigest()[:2]
-    return root / "cases" / spread / f"{case_id}.zarr"
+    """Return the folder of a case on local disk."""
+    return root / case_key(case_id)
+
+
+def list_cases(root: Path) -> tuple[str, ...]:
+    """Return the ids of the cases on local disk, sorted; nothing is opened."""
+    found: list[str] = []
+    folder = root / "cases"
+    for spread in os.scandir(folder) if folder.is_dir() else ():
+        if spread.is_dir():
+            found += [
+                case.name.removesuffix(".zarr") for case in os.scandir(spread.path) if case.name.endswith(".zarr")
+            ]
+    return tuple(sorted(found))
+
+
+def parse_dataset_record(content: bytes, where: str) -> dict[str, Any]:
+    """Return the content of a dataset.json.
+
+    Raises:
+        ManifestError: broken, or of another schema.
+    """
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise ManifestError(f"{where}: not a prepared dataset: {error}") from error
+    keys = {"schema", "name", "classes", "spec", "spec_hash"}
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not keys <= set(record):
+        raise ManifestError(f"{where}: not a prepared dataset of schema {SCHEMA} with the keys {sorted(keys)}")
+    return record
 
 
 def read_dataset_record(root: Path) -> dict[str, Any]:
@@ -25,26 +60,9 @@ def read_dataset_record(root: Path) -> dict[str, Any]:
     Raises:
         ManifestError: missing, broken, or of another schema.
     """
-    path = root / "dataset.json"
+    path = root / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ManifestError(f"{path}: not a prepared dataset: {error}") from error
-    keys = {"schema", "name", "classes", "spec", "spec_hash"}
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or not keys <= set(record):
-        raise ManifestError(f"{path}: not a prepared dataset of schema {SCHEMA} with the keys {sorted(keys)}")
-    return record
-
-
-def file_crc32c(path: Path) -> int:
-    """Return the CRC-32C of a file's content."""
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            crc = int(google_crc32c.extend(crc, block))
-    return crc
-
-
-def json_crc32c(content: dict[str, Any]) -> int:
-    """Return the CRC-32C of a JSON value in its canonical form (sorted keys, no spaces)."""
-    return int(google_crc32c.value(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()))
+    return parse_dataset_record(content, str(path))

@@ -1,51 +1,101 @@
 """What a prepared case was made from, so that a change of it is noticed."""
 
+import dataclasses
 import hashlib
-import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from girih_data3d.errors import ScanError
+from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.manifest import CaseSource
+from girih_data3d.open_files import OpenFiles
+from girih_data3d.sealed import read_seal
+
+DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *([^%\r\n]+?) *\r?$", re.MULTILINE | re.IGNORECASE)
+"""The line of a MetaImage or NRRD header that names the one file of its voxels."""
+HEADER_BYTES = 1 << 16
 
 
-def origin_of(source: CaseSource) -> dict[str, Any]:
-    """Return what a prepared case depends on: the files' names, sizes and hashes, and the annotations."""
-    files: dict[str, list[Path | None]] = {
-        "images": list(source.images),
-        "instances": [source.instances],
-        "semantic": [source.semantic],
-    }
-    return {
-        **{role: [_fingerprint(p) for p in paths if p is not None] for role, paths in files.items()},
-        "instance_classes": {str(k): source.instance_classes[k] for k in sorted(source.instance_classes)},
-        "ignore": sorted(source.ignore),
-        "patient_id": source.patient_id,
-        "modality": source.modality,
-    }
+def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
+    """Return what a prepared case depends on, as plain JSON values: every field of its source.
+
+    A file is {"name", "size", "mtime_ns", "sha256"}; if name, size and time are those `recorded`, it is not read, and its
+    recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the latest
+    one, and the hash that of all files.
+
+    Raises:
+        ScanError: a file cannot be read.
+    """
+    fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "case_id"}
+    origin: dict[str, Any] = _plain(fields, recorded)
+    return origin
+
+
+def is_origin(source: CaseSource, recorded: Any) -> bool:
+    """Return whether a case whose record says `recorded` was made from this source, whenever its files were copied."""
+    return bool(_timeless(origin_of(source, recorded)) == _timeless(recorded))
 
 
 def recorded_origin(folder: Path) -> tuple[str | None, Any]:
     """Return spec hash and source of a case on disk; (None, None) when it cannot be told."""
     try:
-        record = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]["girih"]
+        record = read_seal(LocalFolder(folder, OpenFiles())).attributes["girih"]
         return record["spec_hash"], record["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DamageError, KeyError):
         return None, None
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    """Return name, size and SHA-256 of a file, or of all files of a folder in the order of their names."""
-    digest, size = hashlib.sha256(), 0
+def _plain(value: Any, recorded: Any) -> Any:
+    """Return a value as JSON would give it back, files as their fingerprints; `recorded` is what stood there before."""
+    if isinstance(value, Path):
+        return _fingerprint(value, recorded if isinstance(recorded, dict) else {})
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        known = recorded if isinstance(recorded, dict) else {}
+        return {str(key): _plain(value[key], known.get(str(key))) for key in sorted(value)}
+    if isinstance(value, tuple | list):
+        beside = recorded if isinstance(recorded, list) and len(recorded) == len(value) else [None] * len(value)
+        return [_plain(item, old) for item, old in zip(value, beside, strict=True)]
+    return value
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key != "mtime_ns"}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _fingerprint(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     try:
-        members = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-        for member in members:
-            if path.is_dir():
-                digest.update(f"{member.name}\0{member.stat().st_size}\0".encode())
+        members = _members(path)
+        stats = [member.stat() for member in members]
+        times = [status.st_mtime_ns for status in stats] + [path.stat().st_mtime_ns]
+        quick = {"name": path.name, "size": sum(status.st_size for status in stats), "mtime_ns": max(times)}
+        if quick == {key: recorded.get(key) for key in quick}:
+            return recorded
+        digest = hashlib.sha256()
+        for member, status in zip(members, stats, strict=True):
+            if len(members) > 1 or member != path:
+                digest.update(f"{member.name}\0{status.st_size}\0".encode())
             with member.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
-                    size += len(block)
     except OSError as error:
         raise ScanError(f"{path}: not readable: {error}") from error
-    return {"name": path.name, "size": size, "sha256": digest.hexdigest()}
+    return {**quick, "sha256": digest.hexdigest()}
+
+
+def _members(path: Path) -> list[Path]:
+    """Return the files that a path stands for: itself, those of a folder, or a header and its voxels."""
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    if path.suffix.lower() in (".mhd", ".nhdr"):
+        with path.open("rb") as stream:
+            named = DATA_FILE.search(stream.read(HEADER_BYTES))
+        voxels = path.parent / named[1].decode(errors="replace") if named else path
+        if voxels.is_file() and voxels != path:
+            return [path, voxels]
+    return [path]

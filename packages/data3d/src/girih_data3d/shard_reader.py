@@ -102,7 +102,7 @@ class ShardReader:
             slab = np.empty((*self.chunk[:-2], *out.shape[-2:]), self.dtype)
             rows = list(itertools.product(*spans[-2:]))
             for head in itertools.product(*spans[:-2]):
-                _, into, taken = zip(*head, strict=True)
+                _, into, taken = zip(*head, strict=True) if head else ((), (), ())  # a table has two axes only
                 for (_, into_y, taken_y), (_, into_x, taken_x) in rows:
                     self._unpack(file, *next(entries), chunk)
                     slab[(*taken, into_y, into_x)] = chunk[(*taken, taken_y, taken_x)]

@@ -1,42 +1,73 @@
-"""A prepared dataset on disk."""
+"""A prepared dataset, on local disk or in any zarr store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from zarr.abc.store import Store as ZarrStore
 
 from girih_data3d.case import Case
 from girih_data3d.errors import ManifestError, StaleCaseError
-from girih_data3d.layout import case_folder, read_dataset_record
+from girih_data3d.folder import DamageError, Folder, LocalFolder
+from girih_data3d.index import CaseIndex, open_index, read_index
+from girih_data3d.layout import INDEX, RECORD, case_key, parse_dataset_record, read_dataset_record
+from girih_data3d.open_files import OpenFiles
+from girih_data3d.remote_reader import RemoteFolder
 from girih_data3d.spec import PrepareSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Store:
-    """A folder of prepared cases: `store[case_id]` opens one. Picklable; holds no open file."""
+    """Prepared cases: `store[case_id]` opens one. Picklable; a copy opens its own files."""
 
-    root: Path
+    root: Path | ZarrStore
     name: str
     classes: tuple[str, ...]
     spec: PrepareSpec
-    case_ids: tuple[str, ...]
-    """Sorted; as found on opening."""
+    index: CaseIndex
+    """What is known about the cases without opening them; as found on opening."""
+    files: OpenFiles
+    """The files that its cases keep open."""
 
     @classmethod
-    def open(cls, root: Path | str) -> "Store":
+    def open(cls, root: Path | str | ZarrStore, *, io: Literal["pread", "mmap"] = "pread") -> "Store":
         """Open a dataset that `prepare_many` wrote.
 
+        Args:
+            root: a folder, or a zarr store object (an HTTP server, an object store) of which it is the root. The latter
+                is read through zarr-python, needs the index, and does not survive a fork: use forkserver or spawn.
+            io: how files on local disk are read; "mmap" helps on some network file systems, but a file that is
+                truncated while it is open kills the process.
+
         Raises:
-            ManifestError: no dataset.json, a broken one, or one of another schema.
+            ManifestError: no dataset.json, a broken one, or one of another schema; a damaged index.
+            CorruptCaseError: a case that the index lacks has a damaged record.
         """
-        root = Path(root)
-        record = read_dataset_record(root)
+        where: Folder
+        if isinstance(root, ZarrStore):
+            where = RemoteFolder(root, "")
+            try:
+                record = parse_dataset_record(where.contents([RECORD])[RECORD], where.locate(RECORD))
+                index = read_index(RemoteFolder(root, INDEX))
+            except DamageError as error:
+                raise ManifestError(f"{error.path}: {error.reason}") from error
+        else:
+            root = Path(root)
+            where = LocalFolder(root, OpenFiles())
+            record = read_dataset_record(root)
+            index = open_index(root)
         spec = PrepareSpec.from_json(record["spec"])
         if spec.sha256 != record["spec_hash"]:
-            raise ManifestError(
-                f"{root / 'dataset.json'}: spec_hash {record['spec_hash']}, the spec's is {spec.sha256}"
-            )
-        found = sorted(p.name.removesuffix(".zarr") for p in (root / "cases").glob("??/*.zarr"))
-        return cls(root, record["name"], tuple(record["classes"]), spec, tuple(found))
+            found = f"spec_hash {record['spec_hash']}, the spec's is {spec.sha256}"
+            raise ManifestError(f"{where.locate(RECORD)}: {found}")
+        files = OpenFiles(mapped=io == "mmap")
+        return cls(root, record["name"], tuple(record["classes"]), spec, index, files)
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Sorted; as found on opening."""
+        return self.index.case_ids
 
     def __getitem__(self, case_id: str) -> Case:
         """Open a case.
@@ -44,14 +75,17 @@ class Store:
         Raises:
             KeyError: no such case.
             CorruptCaseError: it is damaged.
-            StaleCaseError: it was prepared with another spec than the dataset's.
+            StaleCaseError: it was prepared again since the index was written, or with another spec than the dataset's.
         """
-        folder = case_folder(self.root, case_id)
-        if not folder.is_dir():
-            raise KeyError(f"no case {case_id!r} in {self.root} ({len(self.case_ids)} cases)")
-        case = Case(folder)
+        row = self.index.row(case_id)
+        if row is None:
+            raise KeyError(f"no case {case_id!r} in {self.root} ({len(self)} cases)")
+        case = Case(self._folder(case_key(case_id)), case_id)
+        where = case.where.locate("zarr.json")
         if case.spec_hash != self.spec.sha256:
-            raise StaleCaseError(f"{folder}: prepared with spec {case.spec_hash}, the dataset's is {self.spec.sha256}")
+            raise StaleCaseError(f"{where}: prepared with spec {case.spec_hash}, the dataset's is {self.spec.sha256}")
+        if case.checksum != self.index.checksums[row]:
+            raise StaleCaseError(f"{where}: prepared again since the index was written; call update_index and reopen")
         return case
 
     def __len__(self) -> int:
@@ -59,3 +93,8 @@ class Store:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.case_ids)
+
+    def _folder(self, key: str) -> Folder:
+        if isinstance(self.root, ZarrStore):
+            return RemoteFolder(self.root, key)
+        return LocalFolder(self.root / key, self.files)

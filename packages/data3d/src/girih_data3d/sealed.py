@@ -1,0 +1,107 @@
+"""A zarr group whose zarr.json guards every byte below it: the size and CRC-32C of each file, and a CRC-32C of itself.
+
+The group's own checksum stands in its zarr.json as eight hex digits; it is taken with zeros in their place.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from girih_data3d.folder import DamageError, Folder
+
+NAME = "zarr.json"
+MARK = b'"checksum": "'
+DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a sealed group's zarr.json says."""
+
+    attributes: dict[str, Any]
+    files: dict[str, dict[str, int]]
+    """Name of every other file -> its "bytes" and "crc32c"."""
+    checksum: int
+    """Of the zarr.json, and so of everything."""
+    size: int
+    """Bytes of all files."""
+
+    @property
+    def small(self) -> list[str]:
+        """The names of the metadata files below the group's own."""
+        return [name for name in self.files if name.endswith(NAME)]
+
+
+def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """Write the zarr.json of a group whose other files are all there; "files" and "checksum" join "girih".
+
+    Raises:
+        ValueError: an attribute that is not finite.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32c": file_crc32c(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / NAME
+    }
+    record = {**attributes["girih"], "files": files, "checksum": "0" * DIGITS}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "girih": record}}
+    blank = json.dumps(group, allow_nan=False).encode()
+    head, mark, tail = blank.rpartition(MARK)
+    (folder / NAME).write_bytes(head + mark + f"{crc32c(blank):08x}".encode() + tail[DIGITS:])
+
+
+def read_seal(folder: Folder) -> Seal:
+    """Return what a group's zarr.json says, after checking it; no other file is touched.
+
+    Raises:
+        DamageError: missing, changed, or not a sealed group.
+    """
+    content = folder.contents([NAME])[NAME]
+    head, mark, tail = content.rpartition(MARK)
+    try:
+        checksum = int(tail[:DIGITS], 16)
+        if f"{crc32c(head + mark + b'0' * DIGITS + tail[DIGITS:]):08x}".encode() != tail[:DIGITS]:
+            raise DamageError(folder.locate(NAME), "fails its checksum")
+        attributes = json.loads(content)["attributes"]
+        files = attributes["girih"]["files"]
+        return Seal(attributes, files, checksum, len(content) + sum(wanted["bytes"] for wanted in files.values()))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DamageError):
+            raise
+        raise DamageError(folder.locate(NAME), f"not a record with a checksum: {error!r}") from error
+
+
+def check_files(folder: Folder, seal: Seal, *, whole: Collection[str]) -> dict[str, bytes]:
+    """Check that every file is there with its size, and those in `whole` byte for byte; return the content of these.
+
+    Raises:
+        DamageError: the first file that is missing or differs.
+    """
+    others = [name for name in seal.files if name not in whole]
+    contents = folder.contents(list(whole))
+    sizes = {**folder.sizes(others), **{name: len(content) for name, content in contents.items()}}
+    for name, wanted in seal.files.items():
+        if sizes[name] != wanted["bytes"]:
+            raise DamageError(folder.locate(name), f"{sizes[name]} bytes, wanted {wanted['bytes']}")
+    for name, content in contents.items():
+        if crc32c(content) != seal.files[name]["crc32c"]:
+            raise DamageError(folder.locate(name), "fails its checksum")
+    return contents
+
+
+def crc32c(content: bytes) -> int:
+    """Return the CRC-32C of bytes."""
+    return int(google_crc32c.value(content))
+
+
+def file_crc32c(path: Path) -> int:
+    """Return the CRC-32C of a file's content."""
+    crc = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            crc = int(google_crc32c.extend(crc, block))
+    return crc
