@@ -1,6 +1,7 @@
 """A small dataset of real files, prepared once: two labelled CT-like cases and an unlabelled one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> d3.Store
 
 
 @pytest.fixture
-def own_source(tmp_path: Path) -> Path:
-    """A folder of raw files that the test may change."""
-    return make_source(tmp_path / "toy")
+def own_source(source: Path, tmp_path: Path) -> Path:
+    """A folder of raw files that the test may change; a copy keeps the files' times."""
+    return shutil.copytree(source, tmp_path / "toy")
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from girih_data3d.case_writer import quantise
 def test_files_of_a_case(prepared: d3.Store) -> None:
     folder = prepared["case0"].folder
     files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    assert len(files) == 10
-    shards = ["0/c/0/0/0/0", "labels/instances/0/c/0/0/0", "labels/semantic/0/c/0/0/0"]
+    assert len(files) == 12
+    shards = ["0/c/0/0/0/0", "foreground/c/0/0", "labels/instances/0/c/0/0/0", "labels/semantic/0/c/0/0/0"]
     assert [f for f in files if "/c/" in f] == shards
 
 
