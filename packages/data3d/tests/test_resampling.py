@@ -29,6 +29,44 @@ def test_equals_scipy(shape: tuple, spacing: tuple, method: tuple[str, int]) -> 
     np.testing.assert_allclose(ours, reference(volume, ours.shape, method[1]), atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(70, 45, 90), (33, 90, 64), (90, 33, 31)])  # several blocks of 32 per axis
+@pytest.mark.parametrize("spacing", [(2.2, 0.7, 0.9), (0.6, 1.0, 1.7), (1.0, 0.8, 1.0)])
+def test_long_axes_equal_scipy(shape: tuple, spacing: tuple) -> None:
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    ours = d3.resample(volume, spacing_zyx_mm=spacing, target_zyx_mm=ONE, antialias=False)
+    np.testing.assert_allclose(ours, reference(volume, ours.shape, 3), atol=1e-5)
+
+
+def clipped(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return reference(volume, shape, 3).clip(volume.min(), volume.max())
+
+
+@pytest.mark.parametrize("coarse", [0, 1, 2])
+def test_nnunet_takes_the_nearest_slice_along_a_coarse_axis(coarse: int) -> None:
+    volume = np.random.default_rng(0).normal(size=(2, 9, 40, 36)).astype(np.float32)
+    spacing, target = (4.0, 0.8, 0.8), (2.5, 1.0, 0.5)
+    expected = np.zeros((2, 14, 32, 58))
+    for channel, z in np.ndindex(2, 14):
+        expected[channel, z] = clipped(volume[channel, int((z + 0.5) * 9 / 14)], (32, 58))
+    turn = ([1, 2, 3], [2, 1, 3], [2, 3, 1])[coarse]  # the coarse axis becomes number `coarse`
+    back = np.argsort([0, *turn])
+    mm = [tuple(values[turn[axis] - 1] for axis in range(3)) for values in (spacing, target)]
+    ours = d3.resample(volume.transpose(0, *turn), spacing_zyx_mm=mm[0], target_zyx_mm=mm[1], method="nnunet")
+    np.testing.assert_allclose(ours.transpose(back), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target"),
+    [((1.3, 0.8, 0.9), ONE), ((3.0, 1.0, 1.0), ONE), ((0.5, 2.0, 2.0), ONE), ((2.0, 2.0, 2.0), (0.9, 1.2, 1.5))],
+)
+def test_nnunet_resamples_all_axes_at_once_and_clips(spacing: tuple, target: tuple) -> None:
+    volume = np.random.default_rng(0).normal(size=(2, 14, 13, 12)).astype(np.float32)
+    ours = d3.resample(volume, spacing_zyx_mm=spacing, target_zyx_mm=target, method="nnunet")
+    for channel, out in zip(volume, ours, strict=True):
+        np.testing.assert_allclose(out, clipped(channel, out.shape), atol=1e-5)
+        assert channel.min() <= out.min() <= out.max() <= channel.max()
+
+
 def test_channels_are_resampled_one_by_one() -> None:
     volume = np.random.default_rng(0).normal(size=(2, 6, 7, 8)).astype(np.float32)
     both = d3.resample(volume, spacing_zyx_mm=(2.0, 1.0, 0.6), target_zyx_mm=ONE)
@@ -59,9 +97,12 @@ def test_smoothing_applies_to_coarser_axes_only() -> None:
     np.testing.assert_allclose(smooth, by_hand, atol=1e-4)
 
 
-def test_same_spacing_changes_nothing() -> None:
+@pytest.mark.parametrize("method", ["spline3", "linear", "nearest", "nnunet"])
+def test_same_spacing_gives_a_copy(method: str) -> None:
     volume = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    np.testing.assert_array_equal(d3.resample(volume, spacing_zyx_mm=ONE, target_zyx_mm=ONE), volume)
+    out = d3.resample(volume, spacing_zyx_mm=ONE, target_zyx_mm=ONE, method=method)
+    np.testing.assert_array_equal(out, volume)
+    assert not np.shares_memory(out, volume)
 
 
 @pytest.mark.parametrize("bad", [(0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (float("nan"), 1.0, 1.0)])
