@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -98,6 +99,10 @@ def test_neuroglancer_shows_a_case(served: tuple[str, list[str]], prepared: d3.S
         )
         waiting.start()
         waiting.join(PATIENCE_S)
+        until = time.monotonic() + PATIENCE_S
+        while "z" not in viewer.state.dimensions.names and time.monotonic() < until:  # the state follows the picture
+            time.sleep(0.1)
+        dimensions = viewer.state.dimensions
     finally:
         browser.terminate()
         browser.wait()
@@ -108,5 +113,5 @@ def test_neuroglancer_shows_a_case(served: tuple[str, list[str]], prepared: d3.S
     picture = np.asarray(images.open(BytesIO(shots[0])).convert("RGB")).astype(int)
     grey = picture[(np.ptp(picture, axis=2) == 0) & (picture[..., 0] != 128)]  # 128: around the volume
     assert len(np.unique(grey[:, 0])) > 50  # noise, not an empty frame
-    ratio = prepared["case0"].spacing_zyx_mm[0] / 1000
-    assert viewer.state.dimensions["z"].scale == pytest.approx(ratio)
+    metres = [dimensions[axis].scale for axis in "zyx"]
+    assert metres == pytest.approx([mm / 1000 for mm in prepared["case0"].spacing_zyx_mm])
