@@ -1,5 +1,6 @@
 """3D encoders, necks and audited weight transfer for medical imaging."""
 
+from girih_backbones.counting import Counts, count
 from girih_backbones.descriptions import describe, make_encoder, make_neck, make_stem, preset
 from girih_backbones.encoder import Encoder
 from girih_backbones.interfaces import Description, Neck, WeightsHeader
@@ -14,6 +15,7 @@ from girih_backbones.weights import Weights, WeightsError, read_weights, save_we
 
 __all__ = [
     "UFPN",
+    "Counts",
     "Description",
     "Encoder",
     "FeaturePyramid",
@@ -27,6 +29,7 @@ __all__ = [
     "Weights",
     "WeightsError",
     "WeightsHeader",
+    "count",
     "describe",
     "load_weights",
     "make_encoder",
