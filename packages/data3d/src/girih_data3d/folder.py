@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.shard_reader import ShardReader
@@ -17,6 +17,7 @@ class DamageError(ValueError):
         self.path, self.reason = path, reason
 
 
+@runtime_checkable
 class Folder(Protocol):
     """Files by their names relative to the folder."""
 

@@ -100,7 +100,7 @@ def open_index(root: Path) -> CaseIndex:
         ManifestError: the index is damaged.
         CorruptCaseError: so is the record of a case that the index lacks.
     """
-    known = _known(root)
+    known = written_index(root) or _of_rows([])
     return _followed(root, known, list_cases(root), changed=(), strict=True)
 
 
@@ -112,7 +112,7 @@ def update_index(root: Path | str, changed: Collection[str] = ()) -> CaseIndex:
     """
     root = Path(root)
     try:
-        known = _known(root)
+        known = written_index(root) or _of_rows([])
     except ManifestError:
         known = _of_rows([])
     index = _followed(root, known, list_cases(root), changed=changed, strict=False)
@@ -142,6 +142,23 @@ def read_index(folder: Folder) -> CaseIndex:
     return CaseIndex(**columns)
 
 
+def written_index(root: Path) -> CaseIndex | None:
+    """Return the index as it was written last; None if there is none.
+
+    Raises:
+        ManifestError: it is damaged.
+    """
+    folder = root / INDEX
+    if not folder.is_dir():
+        return None
+    try:
+        return read_index(LocalFolder(folder, OpenFiles()))
+    except DamageError as error:
+        raise ManifestError(
+            f"{error.path}: {error.reason}; the index is derived: remove {folder}, or call update_index({str(root)!r})"
+        ) from error
+
+
 def row_of(found: Seal) -> dict[str, Any]:
     """Return the row of a case: one value per column, and lists of its objects."""
     record = found.attributes["girih"]
@@ -161,19 +178,6 @@ def row_of(found: Seal) -> dict[str, Any]:
         "boxes": [o["box"] for o in objects],
         "labels": [o["class"] for o in objects],
     }
-
-
-def _known(root: Path) -> CaseIndex:
-    """Return the index as it was written last."""
-    folder = root / INDEX
-    if not folder.is_dir():
-        return _of_rows([])
-    try:
-        return read_index(LocalFolder(folder, OpenFiles()))
-    except DamageError as error:
-        raise ManifestError(
-            f"{error.path}: {error.reason}; the index is derived: remove {folder}, or call update_index({str(root)!r})"
-        ) from error
 
 
 def _followed(

@@ -28,7 +28,7 @@ def case_folder(root: Path, case_id: str) -> Path:
 
 def list_cases(root: Path) -> tuple[str, ...]:
     """Return the ids of the cases on local disk, sorted; nothing is opened."""
-    found: list[str] = []
+    found: set[str] = set()
     folder = root / "cases"
     for spread in os.scandir(folder) if folder.is_dir() else ():
         if spread.is_dir():

@@ -21,9 +21,9 @@ HEADER_BYTES = 1 << 16
 def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
     """Return what a prepared case depends on, as plain JSON values: every field of its source.
 
-    A file is {"name", "size", "mtime_ns", "sha256"}; if name, size and time are those `recorded`, it is not read, and its
-    recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the latest
-    one, and the hash that of all files.
+    A file is {"name", "size", "mtime_ns", "sha256"}; if name, size and time are those `recorded`, it is not read and
+    its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the
+    latest one, and the hash that of all files.
 
     Raises:
         ScanError: a file cannot be read.

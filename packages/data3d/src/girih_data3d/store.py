@@ -1,9 +1,9 @@
 """A prepared dataset, on local disk or in any zarr store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zarr.abc.store import Store as ZarrStore
 
@@ -44,7 +44,6 @@ class Store:
             ManifestError: no dataset.json, a broken one, or one of another schema; a damaged index.
             CorruptCaseError: a case that the index lacks has a damaged record.
         """
-        where: Folder
         if isinstance(root, ZarrStore):
             where = RemoteFolder(root, "")
             try:
@@ -54,15 +53,10 @@ class Store:
                 raise ManifestError(f"{error.path}: {error.reason}") from error
         else:
             root = Path(root)
-            where = LocalFolder(root, OpenFiles())
             record = read_dataset_record(root)
             index = open_index(root)
-        spec = PrepareSpec.from_json(record["spec"])
-        if spec.sha256 != record["spec_hash"]:
-            found = f"spec_hash {record['spec_hash']}, the spec's is {spec.sha256}"
-            raise ManifestError(f"{where.locate(RECORD)}: {found}")
         files = OpenFiles(mapped=io == "mmap")
-        return cls(root, record["name"], tuple(record["classes"]), spec, index, files)
+        return cls(root, record["name"], tuple(record["classes"]), spec_of(record, str(root)), index, files)
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -98,3 +92,15 @@ class Store:
         if isinstance(self.root, ZarrStore):
             return RemoteFolder(self.root, key)
         return LocalFolder(self.root / key, self.files)
+
+
+def spec_of(record: Mapping[str, Any], root: str) -> PrepareSpec:
+    """Return the spec in a dataset's record.
+
+    Raises:
+        ManifestError: it is not the one that the record's hash is of.
+    """
+    spec = PrepareSpec.from_json(record["spec"])
+    if spec.sha256 != record["spec_hash"]:
+        raise ManifestError(f"{root}/{RECORD}: spec_hash {record['spec_hash']}, the spec's is {spec.sha256}")
+    return spec
