@@ -32,9 +32,8 @@ def list_cases(root: Path) -> tuple[str, ...]:
     folder = root / "cases"
     for spread in os.scandir(folder) if folder.is_dir() else ():
         if spread.is_dir():
-            found += [
-                case.name.removesuffix(".zarr") for case in os.scandir(spread.path) if case.name.endswith(".zarr")
-            ]
+            names = (case.name for case in os.scandir(spread.path))
+            found |= {name.removesuffix(".zarr") for name in names if name.endswith(".zarr")}
     return tuple(sorted(found))
 
 
