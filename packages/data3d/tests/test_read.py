@@ -150,7 +150,7 @@ def test_hostile_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check("empty", "no DICOM series")
     save(tmp_path / "4d.nii", np.zeros((3, 3, 3, 2), np.int16), np.eye(4))
-    check("4d.nii", r"shape \(3, 3, 3, 2\) has 4 axes, wanted 3")
+    check("4d.nii", r"a fourth axis of 2 frames; wanted frame=\"mean\"")
     save(tmp_path / "2d.nii", np.zeros((3, 3), np.int16), np.eye(4))
     check("2d.nii", "2 axes")
     broken = np.ones((3, 3, 3))

@@ -1,5 +1,6 @@
 """NRRD, MetaImage and DICOM series through SimpleITK, which is imported only when such a file is read."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,32 +8,69 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from girih_data3d.errors import ScanError
-from girih_data3d.grid_checks import check_shape
+from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 
+DATA_FILE = re.compile(
+    rb"^[ \t]*(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]+?)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
+)
+"""The line of a MetaImage or NRRD header that says where its voxels are."""
+HEADER_BYTES = 1 << 20
+ADDRESS = re.compile(r"\(0x[0-9a-f]+\)")
+NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+NRRD_SPACE = "left-posterior-superior"
+"""ITK turns the other two anatomical spaces, right- and left-anterior-superior, into this one."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_SLICE_OFFSET = 0.1
 """Largest distance of a DICOM slice from the even grid, in slice gaps; a missing slice moves its neighbours by more."""
 
 
-def read_itk(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+def read_itk(path: Path, frame: Frame | None = None) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return the voxels of a .nrrd, .nhdr, .mha or .mhd file in its own axis order, and its affine to RAS mm.
 
     Raises:
-        ScanError: SimpleITK is not installed, or the file is unreadable, truncated, not 3D or not one number per voxel.
+        ScanError: SimpleITK is not installed, or the file is unreadable, truncated, not 3D, not one number per voxel,
+            names other files than one beside it, or (NRRD) says nothing about the patient's orientation.
     """
     sitk = _simple_itk(path)
+    voxel_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        _check_information(path, reader)
+        _check_information(path, reader, frame)
         image = reader.Execute()
     except RuntimeError as error:
-        raise ScanError(f"{path}: not readable: {_reason(error)}") from error
-    return _array(sitk, path, image), _affine(path, image)
+        raise ScanError(f"{path}: not readable, or truncated: {_reason(error)}") from error
+    return _array(sitk, path, image), _affine(image)
 
 
-def read_dicom_series(folder: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+def voxel_file(path: Path) -> Path:
+    """Return the file that holds the voxels of a NRRD or MetaImage header: one beside it, or itself.
+
+    Raises:
+        ScanError: the header cannot be read, or names several files, or one elsewhere.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise ScanError(f"{path}: not readable: {error}") from error
+    if header.startswith(b"NRRD"):  # its voxels may follow an empty line
+        header = NRRD_HEADER_END.split(header, maxsplit=1)[0]
+    named = DATA_FILE.search(header)
+    if named is None or named[1].upper() == b"LOCAL":
+        return path
+    name = named[1].decode(errors="replace")
+    found = path.parent / name
+    if Path(name).name != name or not found.is_file():
+        raise ScanError(f"{path}: its voxels are in {name!r}, wanted the name of one file beside it")
+    return found
+
+
+def read_dicom_series(
+    folder: Path, frame: Frame | None = None
+) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return the voxels (rescaled) of the one DICOM series in a folder, and its affine to RAS mm.
 
     The slice axis comes from the first and the last slice position, so that a tilted gantry shows up as shear.
@@ -49,32 +87,37 @@ def read_dicom_series(folder: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float6
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     try:
         if len(names) == 1:
-            return _one_file(sitk, Path(names[0]))
+            return _one_file(sitk, Path(names[0]), frame)
         positions = np.array([_position(sitk, name) for name in names])
         step = _even_step(folder, positions)
         first = sitk.ImageFileReader()
         first.SetFileName(names[0])
         first.ReadImageInformation()
         check_shape(folder, (*first.GetSize()[:2], len(names)))
+        choose_frames(folder, 1, frame)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         image = reader.Execute()
     except RuntimeError as error:
         raise ScanError(f"{folder}: DICOM series is not readable: {_reason(error)}") from error
-    affine = _affine(folder, image)
+    affine = _affine(image)
     affine[:, 2] = LPS_TO_RAS @ [*step, 0.0]
     affine[:, 3] = LPS_TO_RAS @ [*positions[0], 1.0]
     return _array(sitk, folder, image), affine
 
 
-def _one_file(sitk: Any, path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+def _one_file(
+    sitk: Any, path: Path, frame: Frame | None
+) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Read a multi-frame DICOM file; a lone slice says nothing about the distance between slices."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     if reader.GetDimension() < 3 or reader.GetSize()[2] == 1:
         raise ScanError(f"{path.parent}: DICOM series of one slice, {path.name}: wanted a volume")
-    return read_itk(path)
+    _check_information(path, reader, frame)
+    image = reader.Execute()
+    return _array(sitk, path, image), _affine(image)
 
 
 def _simple_itk(path: Path) -> Any:
@@ -85,23 +128,27 @@ def _simple_itk(path: Path) -> Any:
     return SimpleITK
 
 
-def _check_information(path: Path, reader: Any) -> None:
+def _check_information(path: Path, reader: Any, frame: Frame | None) -> None:
     check_shape(path, reader.GetSize())
+    if reader.GetDimension() != 3:
+        raise ScanError(f"{path}: {reader.GetDimension()} axes, wanted 3; a time axis is read from NIfTI only")
+    choose_frames(path, 1, frame)
     if reader.GetNumberOfComponents() != 1:
         raise ScanError(f"{path}: {reader.GetNumberOfComponents()} numbers per voxel, wanted 1")
+    if path.suffix.lower() in NRRD_SUFFIXES:
+        space = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else "missing"
+        if space != NRRD_SPACE:
+            raise ScanError(f"{path}: space is {space}, which says nothing about the patient; wanted {NRRD_SPACE}")
 
 
 def _array(sitk: Any, path: Path, image: Any) -> Shaped[np.ndarray, "x y z"]:
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ScanError(f"{path}: {image.GetNumberOfComponentsPerPixel()} numbers per voxel, wanted 1")
-    array = sitk.GetArrayFromImage(image).transpose()
-    whole: np.ndarray = array.reshape(check_shape(path, array.shape))
-    return whole
+    array: np.ndarray = sitk.GetArrayFromImage(image)
+    if array.dtype.kind not in "iuf" or array.ndim != 3:
+        raise ScanError(f"{path}: voxels of type {image.GetPixelIDTypeAsString()}, wanted one plain number each")
+    return array.transpose()
 
 
-def _affine(path: Path, image: Any) -> Float64[np.ndarray, "4 4"]:
-    if image.GetDimension() != 3:
-        raise ScanError(f"{path}: {image.GetDimension()} dimensions, wanted 3")
+def _affine(image: Any) -> Float64[np.ndarray, "4 4"]:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
@@ -133,4 +180,6 @@ def _even_step(folder: Path, positions: Float64[np.ndarray, "n 3"]) -> Float64[n
 
 
 def _reason(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+    """Return ITK's own words without the place in its source; NRRD's last line is the most exact."""
+    text = str(error).rpartition("ERROR: ")[2].rpartition("[nrrd]")[2]
+    return " ".join(ADDRESS.sub("", text).split())

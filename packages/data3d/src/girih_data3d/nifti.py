@@ -1,6 +1,8 @@
-"""NIfTI files through nibabel: checked before anything is allocated, written aside and renamed."""
+"""NIfTI files: checked before anything is allocated, read frame by frame, written aside and renamed."""
 
 import gzip
+import io
+import math
 import os
 import uuid
 import zlib
@@ -10,46 +12,43 @@ from typing import Any
 import nibabel
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float32, Float64, Shaped
 
 from girih_data3d.errors import ScanError
-from girih_data3d.grid_checks import check_shape
+from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 
 nib: Any = nibabel  # its published types are partial
 
 DEFLATE_MAX_RATIO = 1032
 """Upper limit of the compression ratio of deflate (zlib manual, "Maximum Compression Factor")."""
+SURPLUS = 1 << 20
+"""Bytes that may follow the voxels in a gzip stream; more is not what the header describes."""
+BLOCK = 1 << 22
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""NIfTI's codes of lengths: unknown (taken for mm), metre, millimetre, micrometre."""
 
 
-def read_nifti(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+def read_nifti(
+    path: Path, frame: Frame | None = None
+) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return the voxels in the file's own axis order (scaled by slope and intercept) and its affine to RAS mm.
 
-    Trailing axes of length one are dropped; the whole gzip stream is read, so that its checksum is verified.
+    Trailing axes of length one are dropped. Of a 4D file one frame is read, or the mean of all, one after the other.
+    The whole gzip stream is read, so that its checksum is verified.
 
     Raises:
-        ScanError: unreadable, truncated, not three-dimensional, not plain numbers, or larger than the file can hold.
+        ScanError: unreadable, truncated, not three-dimensional, not plain numbers, without orientation, or larger than
+            the file can hold.
     """
     try:
-        image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError) as e:
-        raise ScanError(f"{path}: not a readable NIfTI file: {e}") from e
-    dtype = image.get_data_dtype()
-    shape = check_shape(path, image.shape)
-    if dtype.kind not in "iuf":
-        raise ScanError(f"{path}: voxel type {dtype} is not a plain number")
-    packed = path.suffix.lower() == ".gz"
-    needed = int(image.dataobj.offset) + int(np.prod(shape)) * dtype.itemsize
-    found = path.stat().st_size
-    if found * (DEFLATE_MAX_RATIO if packed else 1) < needed:
-        raise ScanError(f"{path}: truncated: {found} bytes on disk, but the header describes {needed} bytes")
-    try:
-        if packed:
-            image = type(image).from_bytes(_gunzip(path, needed))
-        return np.asanyarray(image.dataobj).reshape(shape), np.asarray(image.affine, np.float64)
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            header = _header(path, stream.read(nib.Nifti2Header.sizeof_hdr))
+            affine = _affine(path, header)
+            return _voxels(path, stream, header, frame), affine
     except (nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, ScanError):
             raise
-        raise ScanError(f"{path}: truncated or damaged: {error}") from error
+        raise ScanError(f"{path}: not a readable NIfTI file, truncated or damaged: {error}") from error
 
 
 def write_nifti(
@@ -95,14 +94,90 @@ def write_nifti(
         aside.unlink(missing_ok=True)
 
 
-def _gunzip(path: Path, needed: int) -> bytes:
-    with gzip.open(path, "rb") as stream:
-        content = stream.read(needed)
-        if len(content) < needed:
-            raise ScanError(f"{path}: truncated: {len(content)} bytes inside, but the header describes {needed} bytes")
-        while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
-            pass
+def _header(path: Path, start: bytes) -> Any:
+    """Return the header as nibabel understands it; extensions are left alone."""
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if kind.may_contain_header(start):
+            header = kind(start[: kind.sizeof_hdr], check=False)
+            break
+    else:
+        raise ScanError(f"{path}: not a readable NIfTI file: it begins with {start[:8]!r}")
+    if header["magic"].item() != kind.single_magic:
+        raise ScanError(f"{path}: header of a pair (.hdr, .img), wanted one file")
+    if not header["sform_code"] and (header["pixdim"][1:4] < 0).any():
+        raise ScanError(f"{path}: voxel size {header['pixdim'][1:4].tolist()}, wanted three positive lengths")
+    header.check_fix()
+    return header
+
+
+def _affine(path: Path, header: Any) -> Float64[np.ndarray, "4 4"]:
+    if not header["sform_code"] and not header["qform_code"]:
+        raise ScanError(f"{path}: sform_code and qform_code are 0: nothing says how the patient lies in the file")
+    unit = int(header["xyzt_units"]) % 8
+    if unit not in MM_PER_UNIT:
+        raise ScanError(f"{path}: xyzt_units is {int(header['xyzt_units'])}, which is no unit of length")
+    affine = np.array(header.get_best_affine(), np.float64)
+    affine[:3] *= MM_PER_UNIT[unit]
+    return affine
+
+
+def _voxels(path: Path, stream: io.BufferedIOBase, header: Any, frame: Frame | None) -> Shaped[np.ndarray, "x y z"]:
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ScanError(f"{path}: voxel type {dtype} is not a plain number")
+    shape, count = check_shape(path, header.get_data_shape())
+    frames = choose_frames(path, count, frame)
+    size, offset = math.prod(shape) * dtype.itemsize, header.get_data_offset()
+    found, end = path.stat().st_size, offset + count * size
+    packed = isinstance(stream, gzip.GzipFile)
+    if found * (DEFLATE_MAX_RATIO if packed else 1) < end:
+        raise ScanError(f"{path}: truncated: {found} bytes on disk, but the header describes {end} bytes")
+    stream.seek(offset + frames.start * size)
+    read = (
+        _scaled(_bytes(path, stream, size, end).view(dtype).reshape(shape, order="F"), *header.get_slope_inter())
+        for _ in frames
+    )
+    voxels = next(read)
+    if len(frames) > 1:
+        total = voxels.astype(np.float64)
+        for one in read:
+            total += one
+        voxels = (total / len(frames)).astype(np.float32)
+    if packed:
+        _check_end(path, stream, end)
+    return voxels
+
+
+def _bytes(path: Path, stream: io.BufferedIOBase, size: int, end: int) -> Shaped[np.ndarray, " n"]:
+    content = np.empty(size, np.uint8)
+    done = 0
+    while done < size:
+        block = stream.read(min(BLOCK, size - done))
+        if not block:
+            raise ScanError(f"{path}: truncated: {stream.tell()} bytes inside, but the header describes {end} bytes")
+        content[done : done + len(block)] = np.frombuffer(block, np.uint8)
+        done += len(block)
     return content
+
+
+def _scaled(
+    stored: Shaped[np.ndarray, "x y z"], slope: float | None, intercept: float | None
+) -> Shaped[np.ndarray, "x y z"]:
+    """Return stored * slope + intercept in float32, computed in float64 slice by slice; nothing to do: as stored."""
+    if slope is None or intercept is None or (slope, intercept) == (1, 0):
+        return stored
+    out: Float32[np.ndarray, "x y z"] = np.empty(stored.shape, np.float32, order="F")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+        for z in range(stored.shape[2]):
+            out[..., z] = stored[..., z].astype(np.float64) * slope + intercept
+    return out
+
+
+def _check_end(path: Path, stream: io.BufferedIOBase, end: int) -> None:
+    """Read on to where gzip verifies its checksum."""
+    while stream.read(BLOCK):
+        if stream.tell() > end + SURPLUS:
+            raise ScanError(f"{path}: more than {stream.tell()} bytes inside, but the header describes {end} bytes")
 
 
 def _storable(array: Shaped[np.ndarray, "z y x"], path: Path) -> Shaped[np.ndarray, "z y x"]:

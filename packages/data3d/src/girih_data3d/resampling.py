@@ -87,8 +87,8 @@ def resample(
     if target == (z, y, x):
         return np.array(volume, np.float32)
     if method == "nearest":
-        grid = np.ix_(*(nearest_index(old, new) for old, new in zip((z, y, x), target, strict=True)))
-        return volume[(..., *grid)].astype(np.float32)
+        planes, rows, columns = (nearest_index(old, new) for old, new in zip((z, y, x), target, strict=True))
+        return volume[..., planes[:, None, None], rows[:, None], columns].astype(np.float32)
     out = np.empty((*lead, *target), np.float32)
     coarse = _coarse_axis(spacing_zyx_mm, target_zyx_mm) if method == "nnunet" else None
     for channel in np.ndindex(*lead):
@@ -113,16 +113,19 @@ def axis_operator(old: int, new: int, *, order: int, antialias: bool) -> Float64
     left = np.floor(place).astype(int)
     t = (place - left)[:, None]
     if order == 1:
-        return (1 - t) * signal[left] + t * signal[left + 1]
-    signal = ndimage.spline_filter1d(signal, 3, axis=0, mode="nearest")
-    basis = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)  # cubic B-spline, times 6
-    operator: np.ndarray = sum(weight * signal[left - 1 + k] for k, weight in enumerate(basis)) / 6
+        first, weights = left, (1 - t, t)
+    else:
+        signal = ndimage.spline_filter1d(signal, 3, axis=0, mode="nearest")
+        cubic = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)  # B-spline, times 6
+        first, weights = left - 1, tuple(weight / 6 for weight in cubic)
+    operator: np.ndarray = sum(weight * signal[first + k] for k, weight in enumerate(weights))
     return operator
 
 
 def nearest_index(old: int, new: int) -> np.ndarray:
     """Return floor((i + 0.5) * old / new) for each of the `new` voxels, without rounding."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)
+    index: np.ndarray = (2 * np.arange(new) + 1) * old // (2 * new)
+    return index
 
 
 def _coarse_axis(spacing_zyx_mm: Triple, target_zyx_mm: Triple) -> int | None:

@@ -10,6 +10,7 @@ from jaxtyping import Float64, Shaped
 
 from girih_data3d.affine import affine_problem, spacing_zyx
 from girih_data3d.errors import ScanError
+from girih_data3d.grid_checks import Frame
 from girih_data3d.itk import read_dicom_series, read_itk
 from girih_data3d.nifti import read_nifti
 
@@ -21,11 +22,15 @@ GRID_TOLERANCE = 1e-3
 """Largest difference (mm) between the affines of an image and its label."""
 
 
-def read_scan(path: Path | str, *, case_id: str | None = None, modality: str | None = None) -> xr.DataArray:
+def read_scan(
+    path: Path | str, *, frame: Frame | None = None, case_id: str | None = None, modality: str | None = None
+) -> xr.DataArray:
     """Read one scan: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a folder that holds one DICOM series.
 
     Args:
         path: the file or folder.
+        frame: of a NIfTI file with a time axis: "mean", or the number of one frame from 0; None: such a file is an
+            error. A file without a time axis has one frame.
         case_id: name of the case; default the file's name without its extension.
         modality: "CT", "MR", ...; kept as an attribute.
 
@@ -38,9 +43,10 @@ def read_scan(path: Path | str, *, case_id: str | None = None, modality: str | N
         ScanError: the file cannot be read safely; the message names it and the value found.
     """
     path = Path(path)
-    array, source_affine = _read(path)
+    array, source_affine = _read(path, frame)
     canonical, affine = _canonical(array, source_affine)
-    volume = np.ascontiguousarray(canonical, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+        volume = np.ascontiguousarray(canonical, dtype=np.float32)
     _check_finite(path, volume)
     return xr.DataArray(
         volume[None],
@@ -111,16 +117,16 @@ def holds_dicom(folder: Path) -> bool:
     return False
 
 
-def _read(path: Path) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
+def _read(path: Path, frame: Frame | None = None) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return voxels in the file's axis order and a checked affine."""
     if not path.exists():
         raise ScanError(f"{path}: no such file or folder")
     if path.is_dir():
-        array, affine = read_dicom_series(path)
+        array, affine = read_dicom_series(path, frame)
     elif path.name.lower().endswith(NIFTI_SUFFIXES):
-        array, affine = read_nifti(path)
+        array, affine = read_nifti(path, frame)
     elif path.name.lower().endswith(ITK_SUFFIXES):
-        array, affine = read_itk(path)
+        array, affine = read_itk(path, frame)
     else:
         known = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
         raise ScanError(f"{path}: unknown format, wanted one of {known}, or a folder with one DICOM series")
@@ -144,7 +150,6 @@ def _coords(shape: tuple[int, ...], affine: Float64[np.ndarray, "4 4"]) -> dict[
 
 
 def _check_finite(path: Path, array: Shaped[np.ndarray, "z y x"]) -> None:
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
         bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            raise ScanError(f"{path}: {bad} of {array.size} voxels are NaN or infinite")
+        raise ScanError(f"{path}: {bad} of {array.size} voxels are NaN or infinite, as {array.dtype}")
