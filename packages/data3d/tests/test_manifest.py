@@ -1,6 +1,7 @@
 """dataset.json: what is read, and what is refused with the key and the value found."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ def manifest(**changes: Any) -> dict[str, Any]:
     return {"schema": 1, "name": "n", "classes": ["c"], "cases": [{"case_id": "a", "images": ["a.nii.gz"]}], **changes}
 
 
-def read(folder: Path, record: Any) -> d3.Dataset:
+def write(folder: Path, record: Any) -> Path:
     (folder / "dataset.json").write_text(record if isinstance(record, str) else json.dumps(record))
-    return d3.read_manifest(folder)
+    return folder
+
+
+def read(folder: Path, record: Any) -> d3.Dataset:
+    return d3.read_manifest(write(folder, record))
 
 
 def test_everything_is_read(source: Path) -> None:
@@ -36,7 +41,7 @@ def test_everything_is_read(source: Path) -> None:
     assert dataset.sources[0] == d3.CaseSource(
         case_id="case0",
         images=(source / "0.nii.gz",),
-        instances=source / "0_objects.nii.gz",
+        instances=(source / "0_objects.nii.gz",),
         instance_classes={7: 1, 2: 0, 4: 0},
         ignore=(2,),
         semantic=source / "0_tissue.nii.gz",
@@ -99,7 +104,7 @@ def case(**changes: Any) -> dict[str, Any]:
         (manifest(name=3), "name is 3, wanted text"),
         (manifest(cases=[]), "at least one case"),
         (manifest(cases=[{"case_id": "a", "images": ["a.nii.gz"]}] * 2), "'a' is given twice"),
-        (case(images=[]), "images is empty"),
+        (case(images=[]), r"images is \[\], wanted at least one file"),
         (case(label="a.nii.gz"), r"cases\[0\]: unknown key 'label'"),
         (case(case_id="../a"), "case_id '../a' cannot name a folder"),
         (case(case_id=".a"), "cannot name"),
@@ -113,12 +118,94 @@ def case(**changes: Any) -> dict[str, Any]:
         (case(instances="b.nii.gz", instance_classes=[0]), r"instance_classes is \[0\]"),
         (case(instances="b.nii.gz", ignore=["1"]), r"ignore is \['1'\]"),
         (case(ignore=[1]), "no instances file"),
+        (case(instances="b.nii.gz", ignore=[0]), r"ignore is \[0\]"),
+        (case(instances="b.nii.gz", ignore=[10**30]), "ignore is .*, wanted a list of object numbers"),
+        (case(instances="b.nii.gz", instance_classes={"01": 0}), "object '01', wanted a whole number"),
+        (case(instances="b.nii.gz", instance_classes={"9" * 5000: 0}), "wanted a whole number above 0"),
+        (case(instances=[]), r"instances is \[\], wanted at least one file"),
+        (case(instances=["b.nii.gz", "b.nii.gz"]), "wanted every file once"),
+        (case(instances=["b.nii.gz", 3]), "wanted a list of texts"),
+        (case(instances=["b.nii.gz", "../outside.nii.gz"]), "outside the dataset's folder"),
+        (case(instances="b.nii.gz", objects=[]), "both instances and objects are given"),
+        (case(objects={}), "objects is {}, wanted a list"),
+        (case(semantic=["b.nii.gz"]), "wanted text"),
+        (case(frame="first"), "frame is 'first', wanted 'mean' or the number of a frame"),
+        (case(frame=-1), "frame is -1"),
+        (case(frame=True), "frame is True"),
+        (manifest(frame=1.5), r"frame is 1\.5"),
+        (manifest(name=None), "key 'name' is missing"),
+        ("[" * 100_000, "not a readable"),
+        ("9" * 10_000, "not a readable"),
+        ('{"schema": 1, "schema": 1}', "key 'schema' is given twice"),
     ],
 )
 def test_refusals(folder: Path, record: Any, message: str) -> None:
     with pytest.raises(d3.ManifestError, match=message) as caught:
         read(folder, record)
     assert "dataset.json" in str(caught.value)
+
+
+BOX = {"class": 0, "box_zyx": [0, 0, 0, 1, 2, 3]}
+POINT = {"class": 0, "center_ras_mm": [1.5, -2, 3], "diameter_mm": 7.5}
+
+
+def test_three_ways_to_label_objects(folder: Path) -> None:
+    masks = d3.read_manifest(write(folder, case(instances=["a.nii.gz", "b.nii.gz"], ignore=[3]))).sources[0]
+    assert masks.instances == (folder / "a.nii.gz", folder / "b.nii.gz")
+    assert (masks.ignore, masks.objects) == ((3,), None)
+    labels = [BOX, {**POINT, "ignore": True}, {"class": 0, "box_ras_mm": [-1.0, -2, -3, 1, 2, 3]}]
+    assert d3.read_manifest(write(folder, case(objects=labels))).sources[0].objects == (
+        d3.ObjectLabel(0, box_zyx=(0, 0, 0, 1, 2, 3)),
+        d3.ObjectLabel(0, ignore=True, center_ras_mm=(1.5, -2, 3), diameter_mm=7.5),
+        d3.ObjectLabel(0, box_ras_mm=(-1, -2, -3, 1, 2, 3)),
+    )
+
+
+def test_no_object_is_not_no_label(folder: Path) -> None:
+    assert d3.read_manifest(write(folder, case(objects=[]))).sources[0].objects == ()
+    assert d3.read_manifest(write(folder, case())).sources[0].objects is None
+    assert d3.read_manifest(write(folder, case(objects=None))).sources[0].objects is None
+
+
+def test_frame_of_a_case_goes_before_that_of_the_dataset(folder: Path) -> None:
+    cases = [{"case_id": "a", "images": ["a.nii.gz"]}, {"case_id": "b", "images": ["b.nii.gz"], "frame": 3}]
+    dataset = d3.read_manifest(write(folder, manifest(cases=cases, frame="mean")))
+    assert [source.frame for source in dataset.sources] == ["mean", 3]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"class": 0}, "nothing given and diameter_mm None, wanted exactly one of box_zyx"),
+        ({**BOX, "box_ras_mm": [0, 0, 0, 1, 1, 1]}, "box_zyx, box_ras_mm given"),
+        ({**BOX, **POINT}, "box_zyx, center_ras_mm given"),
+        ({**BOX, "diameter_mm": 3}, "box_zyx given and diameter_mm 3"),
+        ({"class": 0, "center_ras_mm": [0, 0, 0]}, "center_ras_mm given and diameter_mm None"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2]}, "box_zyx has 5 values, wanted 6"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2, "3"]}, "box_zyx is .*, wanted a list of numbers"),
+        ({**BOX, "box_zyx": [0, 0, 5, 1, 2, 3]}, "wanted every low edge below its high edge"),
+        ({**BOX, "box_zyx": [0, 0, 3, 1, 2, 3]}, "wanted every low edge below its high edge"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2, math.nan]}, "box_zyx is .*nan.*, wanted finite numbers"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2, math.inf]}, "box_zyx is .*, wanted finite numbers"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2, 10**400]}, "box_zyx is .*, wanted finite numbers of at most 1e"),
+        ({**BOX, "box_zyx": [0, 0, 0, 1, 2, True]}, "wanted a list of numbers"),
+        ({**POINT, "diameter_mm": -1}, "diameter_mm is -1, wanted a positive length"),
+        ({**POINT, "diameter_mm": 0}, "diameter_mm is 0, wanted a positive length"),
+        ({**POINT, "diameter_mm": "7"}, "diameter_mm is '7', wanted a number"),
+        ({**POINT, "center_ras_mm": [0, 0]}, "center_ras_mm has 2 values, wanted 3"),
+        ({**BOX, "class": 1}, "class is 1, wanted 0 to 0"),
+        ({**BOX, "class": -1}, "class is -1, wanted 0 to 0"),
+        ({**BOX, "class": 0.0}, r"class is 0\.0, wanted 0 to 0"),
+        ({**BOX, "class": True}, "class is True, wanted 0 to 0"),
+        ({**BOX, "ignore": 1}, "ignore is 1, wanted true or false"),
+        ({**BOX, "label": "x"}, "unknown key 'label'"),
+        ({"box_zyx": [0, 0, 0, 1, 1, 1]}, "key 'class' is missing"),
+        ([0, 0, 0, 1, 1, 1], "found list, wanted an object"),
+    ],
+)
+def test_refused_objects(folder: Path, label: Any, message: str) -> None:
+    with pytest.raises(d3.ManifestError, match=rf"dataset\.json: cases\[0\] \(a\): objects\[1\]: .*{message}"):
+        read(folder, case(objects=[BOX, label]))
 
 
 def test_link_to_the_outside_is_refused(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Preparing: places survive crop and resampling, objects too, and the ground truth is the source file's."""
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -56,43 +55,9 @@ def test_record_of_the_prepared_grid(tmp_path: Path) -> None:
     np.testing.assert_allclose(back, [[1, 2, 3, 2, 4, 6]], atol=1e-9)
 
 
-def test_boxes_return_to_the_source_orientation(tmp_path: Path) -> None:
-    labels = np.zeros((12, 14, 16), np.uint8)  # (z, y, x) of the file
-    labels[2:6, 3:9, 4:8] = 1
-    orientations = itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
-    for number, (order, signs) in enumerate(itertools.islice(orientations, 0, None, 5)):  # reading: all 48 in test_read
-        affine = np.eye(4)
-        affine[:3, :3] = np.eye(3)[:, order] * signs * (1.0, 2.0, 3.0)
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        source = d3.CaseSource(
-            "a", (write(folder, labels + 1, "a.nii", affine),), write(folder, labels, "l.nii", affine)
-        )
-        d3.prepare_case(source, folder, d3.PrepareSpec(target_zyx_mm=(1, 1, 1)), classes=("c",))
-        case = d3.Store(folder, "x", ("c",), d3.PrepareSpec(), ("a",))["a"]
-        assert case.truth is not None
-        assert case.truth["boxes"] == [[2, 3, 4, 6, 9, 8]]
-        assert case.truth["shape_zyx"] == [12, 14, 16]
-        hull = d3.boxes_to_ras(case.boxes.astype(np.float64), case.affine)
-        np.testing.assert_allclose(hull, case.truth["boxes_ras_mm"], atol=1e-3)
-        restored = d3.move_boxes(case.boxes.astype(np.float64), case.affine, np.array(case.prepared["source_affine"]))
-        np.testing.assert_allclose(restored, case.truth["boxes"], atol=1e-3)
-
-
 def prepared_case(folder: Path, source: d3.CaseSource, spec: d3.PrepareSpec, classes: tuple[str, ...]) -> d3.Case:
-    d3.prepare_case(source, folder / "out", spec, classes=classes)
-    return d3.Store(folder / "out", "x", classes, spec, (source.case_id,))[source.case_id]
-
-
-def test_crop_never_cuts_an_object(tmp_path: Path) -> None:
-    image, labels = np.zeros((2, 8, 10, 12), np.float32)
-    image[3:5, 4:6, 5:7] = 1
-    labels[0, 0, 0] = 1
-    source = d3.CaseSource("a", (write(tmp_path, image, "a.nii"),), write(tmp_path, labels, "l.nii"))
-    case = prepared_case(tmp_path, source, d3.PrepareSpec(target_zyx_mm=None), ("c",))
-    assert case.shape == (1, 5, 6, 7)
-    assert case.boxes.tolist() == [[0, 0, 0, 1, 1, 1]]
-    assert case.voxels.tolist() == [1]
+    d3.prepare_many(d3.Dataset("x", classes, (source,)), folder / "out", spec)
+    return d3.Store.open(folder / "out")[source.case_id]
 
 
 def test_two_channels_lie_on_one_grid(tmp_path: Path) -> None:
@@ -107,36 +72,6 @@ def test_two_channels_lie_on_one_grid(tmp_path: Path) -> None:
     small = write(tmp_path, blob()[1:], "small.nii")
     with pytest.raises(d3.ScanError, match=r"small\.nii: shape \(13, 30, 26\)"):
         d3.prepare_case(d3.CaseSource("s", (a, small)), tmp_path, UNIT)
-
-
-@pytest.mark.parametrize(
-    ("classes", "given", "ignore", "message"),
-    [
-        (("a", "b"), {}, (), "object 3 has no class"),
-        (("a",), {3: 0, 4: 0}, (), "object 4 has a class, but no voxel"),
-        (("a",), {3: 1}, (), "object 3 has class 1, wanted 0 to 0"),
-        (("a",), {}, (9,), "object 9 is to be ignored, but has no voxel"),
-    ],
-)
-def test_objects_and_classes_have_to_agree(
-    tmp_path: Path, classes: tuple[str, ...], given: dict[int, int], ignore: tuple[int, ...], message: str
-) -> None:
-    labels = np.zeros((14, 30, 26), np.uint8)
-    labels[3:5, 3:5, 3:5] = 3
-    image, objects = write(tmp_path, blob(), "a.nii"), write(tmp_path, labels, "l.nii")
-    source = d3.CaseSource("a", (image,), objects, given, ignore)
-    with pytest.raises(d3.ScanError, match=message):
-        d3.prepare_case(source, tmp_path / "out", UNIT, classes=classes)
-    assert not list((tmp_path / "out").glob("cases/*/*"))
-
-
-def test_negative_case_has_labels_but_no_objects(tmp_path: Path) -> None:
-    image, objects = write(tmp_path, blob(), "a.nii"), write(tmp_path, np.zeros((14, 30, 26), np.uint8), "l.nii")
-    case = prepared_case(tmp_path, d3.CaseSource("a", (image,), objects), UNIT, ("c",))
-    assert case.boxes.shape == (0, 6)
-    assert case.truth is not None
-    assert case.truth["boxes"] == case.truth["boxes_ras_mm"] == []
-    assert not case.read_label_patch("instances", (0, 0, 0), case.shape[1:]).any()
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "zscore_mask"])

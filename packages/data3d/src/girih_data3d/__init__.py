@@ -14,10 +14,13 @@ from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
 from girih_data3d.geometry import Geometry
+from girih_data3d.index import CaseIndex, update_index
 from girih_data3d.instances import resample_instances
 from girih_data3d.manifest import CaseSource, Dataset, read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
+from girih_data3d.object_label import ObjectLabel
+from girih_data3d.objects import Objects
 from girih_data3d.prepare import Prepared, prepare_scan
 from girih_data3d.resampling import resample
 from girih_data3d.sampler import PatchSampler
@@ -25,14 +28,18 @@ from girih_data3d.scan import read_labels, read_scan
 from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
 from girih_data3d.store import Store
+from girih_data3d.verify import Verification, verify
 
 __all__ = [
     "Case",
+    "CaseIndex",
     "CaseSource",
     "CorruptCaseError",
     "Dataset",
     "Geometry",
     "ManifestError",
+    "ObjectLabel",
+    "Objects",
     "PatchDataset",
     "PatchSampler",
     "PrepareSpec",
@@ -41,6 +48,7 @@ __all__ = [
     "ScanError",
     "StaleCaseError",
     "Store",
+    "Verification",
     "boxes_to_ras",
     "move_boxes",
     "normalize",
@@ -55,6 +63,8 @@ __all__ = [
     "resample_instances",
     "rescale_affine",
     "shift_affine",
+    "update_index",
+    "verify",
     "voxel_to_world",
     "world_to_voxel",
     "write_nifti",

@@ -1,60 +1,66 @@
-"""Objects of a case: which numbers a label file holds, their classes, and the ground truth in the file's own voxels."""
+"""What is known of the objects of a case: masks, boxes, or points with a diameter, on the grid of its scan."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int32
+from jaxtyping import Float64, Int32
+from scipy import ndimage
 
 from girih_data3d.affine import boxes_to_ras, move_boxes
 from girih_data3d.errors import ScanError
-from girih_data3d.instances import boxes_of, compact
+from girih_data3d.instances import Mask, boxes_of, compact, stack_masks
 from girih_data3d.manifest import CaseSource
+from girih_data3d.object_label import ObjectLabel
+from girih_data3d.prepare import Grid, labels_on_grid
 from girih_data3d.scan import read_labels
 
+THINNEST = 0.01
+"""Shortest side of an object in voxels; nnDetection drops boxes below it. Less inside the scan means: outside."""
+DECIMALS = 6
+"""Of box edges in voxels: a whole edge that went through two affines is whole again."""
 
-def read_objects(
-    source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]
-) -> tuple[list[dict[str, Any]], Int32[np.ndarray, "z y x"] | None]:
-    """Return the objects, those to ignore last, and the map in which object k has the value k + 1.
+
+@dataclass(frozen=True)
+class Annotations:
+    """Objects in voxel edges (z, y, x) of the canonical scan; those to ignore come last."""
+
+    records: list[dict[str, Any]]
+    """{"id", "class", "ignore"}; the id is the number in the label file, or the place in the list, from 0."""
+    boxes: Float64[np.ndarray, "n 6"]
+    """Clipped to the scan."""
+    layers: list[Int32[np.ndarray, "z y x"]]
+    """Object k has the value k + 1 in one of them; empty if the objects have no masks."""
+    spheres: tuple[ObjectLabel | None, ...]
+    """Of each object, its centre and diameter if that is how it was labelled."""
+    clipped: int = 0
+    """Number of objects that reach out of the scan."""
+
+
+def read_annotations(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations | None:
+    """Return the objects of a case; None if it is unlabelled.
 
     Raises:
-        ScanError: the label file cannot be read, or its numbers and the case's classes do not agree.
+        ScanError: a label file cannot be read or holds an object of another one, its numbers and the case's classes do
+            not agree, or an object lies outside the scan.
     """
-    if source.instances is None:
-        return [], None
-    found, packed = compact(read_labels(source.instances, like=scan).values)
-    wanted = source.instance_classes or (dict.fromkeys(found.tolist(), 0) if len(classes) == 1 else {})
-    for name, numbers, others in (
-        ("has no class", found.tolist(), wanted),
-        ("has a class, but no voxel", wanted, found.tolist()),
-        ("is to be ignored, but has no voxel", source.ignore, found.tolist()),
-    ):
-        lost = sorted(set(numbers) - set(others))
-        if lost:
-            raise ScanError(f"{source.instances}: object {lost[0]} {name} ({len(lost)} such objects)")
-    for number, index in wanted.items():
-        if not 0 <= index < len(classes):
-            raise ScanError(f"{source.instances}: object {number} has class {index}, wanted 0 to {len(classes) - 1}")
-    order = sorted(found.tolist(), key=lambda number: (number in source.ignore, number))
-    rank = {number: k + 1 for k, number in enumerate(order)}
-    instances = np.array([0, *(rank[number] for number in found.tolist())], np.int32)[packed]
-    return [{"id": n, "class": wanted[n], "ignore": n in source.ignore} for n in order], instances
+    if source.instances:
+        return _from_masks(source, scan, classes)
+    if source.objects is not None:
+        return _from_labels(source, source.objects, scan, classes)
+    return None
 
 
 def ground_truth(
-    source: CaseSource,
-    scan: xr.DataArray,
-    instances: Int32[np.ndarray, "z y x"] | None,
-    objects: list[dict[str, Any]],
-    classes: tuple[str, ...],
+    source: CaseSource, scan: xr.DataArray, annotations: Annotations | None, classes: tuple[str, ...]
 ) -> dict[str, Any] | None:
-    """Return the ground truth in the source file's voxels, measured on its own grid before any resampling."""
-    if instances is None:
+    """Return the ground truth in the source file's voxels, before any resampling; None if unlabelled."""
+    if annotations is None:
         return None
-    boxes = boxes_of(instances, len(objects))
     affine, source_affine = scan.attrs["affine"], scan.attrs["source_affine"]
-    return {
+    truth = {
         "schema": "girih-detections/1",
         "case_id": source.case_id,
         "patient_id": source.patient_id or source.case_id,
@@ -62,8 +68,108 @@ def ground_truth(
         "shape_zyx": [int(n) for n in scan.attrs["source_shape_zyx"]],
         "affine": source_affine.tolist(),
         "space": "source",
-        "boxes": np.round(move_boxes(boxes, affine, source_affine), 6).tolist(),  # whole edges, but for rounding
-        "labels": [record["class"] for record in objects],
-        "ignore": [record["ignore"] for record in objects],
-        "boxes_ras_mm": boxes_to_ras(boxes, affine).tolist(),
+        "boxes": np.round(move_boxes(annotations.boxes, affine, source_affine), DECIMALS).tolist(),
+        "labels": [record["class"] for record in annotations.records],
+        "ignore": [record["ignore"] for record in annotations.records],
+        "boxes_ras_mm": boxes_to_ras(annotations.boxes, affine).tolist(),
     }
+    spheres = [sphere for sphere in annotations.spheres if sphere is not None]
+    if len(spheres) == len(annotations.records) and not annotations.layers:
+        truth["centers_ras_mm"] = [list(sphere.center_ras_mm or ()) for sphere in spheres]
+        truth["diameters_mm"] = [sphere.diameter_mm for sphere in spheres]
+    return truth
+
+
+def objects_on_grid(
+    annotations: Annotations, grid: Grid
+) -> tuple[list[dict[str, Any]], list[Int32[np.ndarray, "Z Y X"]]]:
+    """Return the records of the objects on a prepared grid, as `Objects.from_record` takes them, and their layers.
+
+    With masks, boxes are those of the resampled masks. Without, boxes and spheres are moved; the exact voxel size of
+    the grid counts.
+    """
+    layers = [labels_on_grid(layer, grid) for layer in annotations.layers]
+    start = np.array(grid.start)
+    scale = np.array(grid.shape) / (np.array(grid.stop) - start)
+    count = len(annotations.records)
+    boxes = (annotations.boxes - np.tile(start, 2)) * np.tile(scale, 2)
+    records = [{**record, "box": box} for record, box in zip(annotations.records, boxes.tolist(), strict=True)]
+    for level, layer in enumerate(layers):
+        found, voxels = boxes_of(layer, count), np.bincount(layer.ravel(), minlength=count + 1)[1:]
+        for k in np.flatnonzero(voxels).tolist():
+            records[k] |= {"box": found[k].tolist(), "voxels": int(voxels[k]), "layer": level}
+    for record, sphere in zip(records, annotations.spheres, strict=True):
+        if sphere is not None:
+            centre, radii = sphere.sphere_in(grid.affine)
+            record |= {"centre": centre.tolist(), "radii": radii.tolist()}
+    return records, layers
+
+
+def _from_masks(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations:
+    masks: dict[int, Mask] = {}
+    for path in source.instances:
+        found, packed = compact(read_labels(path, like=scan).values)
+        for k, (number, window) in enumerate(zip(found.tolist(), ndimage.find_objects(packed), strict=True)):
+            if number in masks:
+                raise ScanError(f"{path}: object {number} is in another label file of the case too")
+            masks[number] = (window, packed[window] == k + 1)
+    given = source.instance_classes or (dict.fromkeys(masks, 0) if len(classes) == 1 else {})
+    _check_numbers(source, masks, given, classes)
+    order = sorted(masks, key=lambda number: (number in source.ignore, number))
+    windows = [masks[number][0] for number in order]
+    edges = [[s.start for s in window] + [s.stop for s in window] for window in windows]
+    return Annotations(
+        records=[{"id": n, "class": given[n], "ignore": n in source.ignore} for n in order],
+        boxes=np.array(edges, np.float64).reshape(-1, 6),
+        layers=stack_masks([masks[number] for number in order], _shape(scan)),
+        spheres=(None,) * len(order),
+    )
+
+
+def _check_numbers(
+    source: CaseSource, masks: Mapping[int, Mask], given: Mapping[int, int], classes: tuple[str, ...]
+) -> None:
+    where = f"case {source.case_id!r}, {', '.join(str(path) for path in source.instances)}"
+    for name, numbers, others in (
+        ("has no class", masks, given),
+        ("has a class, but no voxel", given, masks),
+        ("is to be ignored, but has no voxel", source.ignore, masks),
+    ):
+        lost = sorted(set(numbers) - set(others))
+        if lost:
+            raise ScanError(f"{where}: object {lost[0]} {name} ({len(lost)} such objects)")
+    for number, index in given.items():
+        if not 0 <= index < len(classes):
+            raise ScanError(f"{where}: object {number} has class {index}, wanted 0 to {len(classes) - 1}")
+
+
+def _from_labels(
+    source: CaseSource, labels: Sequence[ObjectLabel], scan: xr.DataArray, classes: tuple[str, ...]
+) -> Annotations:
+    limits = np.tile(np.array(_shape(scan), np.float64), 2)
+    boxes, clipped = np.zeros((len(labels), 6)), 0
+    for k, label in enumerate(labels):
+        where = f"case {source.case_id!r}: objects[{k}]"
+        if not 0 <= label.class_index < len(classes):
+            raise ScanError(f"{where} has class {label.class_index}, wanted 0 to {len(classes) - 1}")
+        whole = np.round(label.box_in(scan.attrs["affine"], scan.attrs["source_affine"]), DECIMALS)
+        boxes[k] = whole.clip(0, limits)
+        if (boxes[k, 3:] - boxes[k, :3]).min() < THINNEST:
+            place = label.box_zyx or label.box_ras_mm or label.center_ras_mm
+            raise ScanError(
+                f"{where} at {list(place or ())} is the box {whole.tolist()} in voxels of the canonical scan of shape "
+                f"{_shape(scan)}: along one axis less than {THINNEST} voxels lie inside, wanted more"
+            )
+        clipped += bool((boxes[k] != whole).any())
+    order = sorted(range(len(labels)), key=lambda k: labels[k].ignore)
+    return Annotations(
+        records=[{"id": k, "class": labels[k].class_index, "ignore": labels[k].ignore} for k in order],
+        boxes=boxes[order],
+        layers=[],
+        spheres=tuple(labels[k] if labels[k].center_ras_mm is not None else None for k in order),
+        clipped=clipped,
+    )
+
+
+def _shape(scan: xr.DataArray) -> tuple[int, int, int]:
+    return scan.sizes["z"], scan.sizes["y"], scan.sizes["x"]

@@ -1,20 +1,18 @@
 """Prepare one case: read, place on the target grid, write aside, rename into place."""
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from girih_data3d.annotations import ground_truth, read_objects
+from girih_data3d.annotations import ground_truth, objects_on_grid, read_annotations
 from girih_data3d.atomic import written_aside
 from girih_data3d.case_writer import write_case
 from girih_data3d.errors import ScanError, StaleCaseError
-from girih_data3d.instances import boxes_of
 from girih_data3d.layout import SCHEMA, case_folder
 from girih_data3d.manifest import CaseSource
 from girih_data3d.prepare import choose_grid, labels_on_grid, prepare_on_grid
-from girih_data3d.provenance import origin_of, recorded_origin
+from girih_data3d.provenance import is_origin, origin_of, recorded_origin
 from girih_data3d.scan import read_labels
 from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
@@ -38,48 +36,41 @@ def prepare_case(
         overwrite: replace a case that was made from other files or with another spec.
 
     Returns:
-        "skipped" if the case is there already, from the same files (name, size, SHA-256) and the same spec.
+        "skipped" if the case is there already, from the same files (name, size, and time or SHA-256) and spec.
 
     Raises:
         ScanError: a file cannot be read, the files do not lie on one grid, or objects and their classes do not agree.
         StaleCaseError: the case is there, but from other files or another spec, and not `overwrite`.
     """
     root = Path(root)
-    origin = origin_of(source)
     target = case_folder(root, source.case_id)
     if target.exists():
-        found = recorded_origin(target)
-        if found == (spec.sha256, origin):
+        spec_hash, recorded = recorded_origin(target)
+        if spec_hash == spec.sha256 and is_origin(source, recorded):
             return "skipped"
         if not overwrite:
-            changed = "another spec" if found[0] != spec.sha256 else "other source files or annotations"
-            what = "holds no readable record" if found[0] is None else f"was prepared from {changed}"
+            changed = "another spec" if spec_hash != spec.sha256 else "other source files or annotations"
+            what = "holds no readable record" if spec_hash is None else f"was prepared from {changed}"
             raise StaleCaseError(f"{target}: {what}; pass overwrite=True to replace it")
     scan = read_source(source)
-    objects, instances = read_objects(source, scan, classes)
-    grid = choose_grid(scan, spec, instances)
+    annotations = read_annotations(source, scan, classes)
+    grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
     semantic = None if source.semantic is None else read_labels(source.semantic, like=scan).values
     if semantic is not None and semantic.max() > np.iinfo(np.int16).max:
         raise ScanError(f"{source.semantic}: label {semantic.max()}, wanted at most {np.iinfo(np.int16).max}")
-    truth = ground_truth(source, scan, instances, objects, classes)
+    truth = ground_truth(source, scan, annotations, classes)
+    objects, layers = ([], []) if annotations is None else objects_on_grid(annotations, grid)
     volume, prepared = prepare_on_grid(scan, spec, grid)
-    if instances is not None:
-        instances = labels_on_grid(instances, grid)
-        boxes = boxes_of(instances, len(objects))
-        voxels = np.bincount(instances.ravel(), minlength=len(objects) + 1)[1:]
-        for record, box, count in zip(objects, boxes, voxels, strict=True):
-            record |= {"box": box.tolist(), "voxels": int(count)}
     attributes = {
         "schema": SCHEMA,
-        "created_by": f"girih-data3d {version('girih-data3d')}",
         "case_id": source.case_id,
         "patient_id": source.patient_id or source.case_id,
         "modality": source.modality,
         "spec_hash": spec.sha256,
-        "source": origin,
+        "source": origin_of(source),
         "prepared": prepared,
-        "objects": objects,
         "truth": truth,
+        "notes": {"objects_clipped": 0 if annotations is None else annotations.clipped},
     }
     with written_aside(root, target) as aside:
         write_case(
@@ -87,7 +78,8 @@ def prepare_case(
             volume=volume.values,
             affine=grid.affine,
             spec=spec,
-            instances=instances,
+            instances=layers,
+            objects=objects,
             semantic=None if semantic is None else labels_on_grid(semantic, grid).astype(np.int16),
             attributes=attributes,
         )

@@ -1,12 +1,16 @@
-"""Label maps of objects: compact ids, boxes, and resampling that loses no object."""
+"""Label maps of objects: compact ids, boxes, layers of overlapping masks, and resampling that loses no object."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, Integer
+from jaxtyping import Bool, Float64, Int32, Int64, Integer
 from scipy import ndimage
 
 from girih_data3d.resampling import Triple, axis_operator, new_shape
 
 Slices = tuple[slice, slice, slice]
+Mask = tuple[Slices, Bool[np.ndarray, "_ _ _"]]
+"""Where an object lies, and its voxels there."""
 
 
 def compact(labels: Integer[np.ndarray, "z y x"]) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, "z y x"]]:
@@ -26,6 +30,22 @@ def boxes_of(instances: Integer[np.ndarray, "z y x"], count: int) -> Float64[np.
         if found is not None:
             boxes[row] = [s.start for s in found] + [s.stop for s in found]
     return boxes
+
+
+def stack_masks(masks: Sequence[Mask], shape: tuple[int, int, int]) -> list[Int32[np.ndarray, "z y x"]]:
+    """Draw masks into layers, mask k as k + 1, so that every one keeps all its voxels; at least one layer.
+
+    Each goes, the largest first, into the lowest layer above all masks that it overlaps: masks that do not overlap
+    share one layer, and seen from above a small object covers a large one.
+    """
+    layers = [np.zeros(shape, np.int32)]
+    for k in sorted(range(len(masks)), key=lambda k: (-np.count_nonzero(masks[k][1]), k)):
+        window, inside = masks[k]
+        level = max((i + 1 for i, layer in enumerate(layers) if layer[window][inside].any()), default=0)
+        if level == len(layers):
+            layers.append(np.zeros(shape, np.int32))
+        layers[level][window][inside] = k + 1
+    return layers
 
 
 def resample_instances(

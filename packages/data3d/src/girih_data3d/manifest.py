@@ -1,38 +1,57 @@
 """dataset.json: which files belong to which case. A folder without one is a set of unlabelled scans."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
+from girih_data3d.object_label import ObjectLabel
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 SCHEMA = 1
 CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}(?<![. ])")
 """A case id names a folder: no separators, no control characters, no leading or trailing dot."""
+OBJECT_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+
+
+Frame = Literal["mean"] | int
 
 
 @dataclass(frozen=True)
 class CaseSource:
-    """The files of one case and what is known about its objects."""
+    """The files of one case and what is known about its objects: masks, or boxes and points, or nothing.
+
+    Raises:
+        ValueError: both masks and other objects, or classes of masks without a mask file.
+    """
 
     case_id: str
     images: tuple[Path, ...]
     """One file (or DICOM folder) per channel, all on one grid."""
-    instances: Path | None = None
-    """Label file with one number per object, 0 = background."""
+    instances: tuple[Path, ...] = ()
+    """Label files with one number per object, 0 = background; objects of different files may overlap."""
     instance_classes: Mapping[int, int] = field(default_factory=dict)
     """Object number -> index of its class; may be left out where there is one class only."""
     ignore: tuple[int, ...] = ()
-    """Objects that are real, but neither trained on nor scored."""
+    """Numbers of objects that are real, but neither trained on nor scored."""
+    objects: tuple[ObjectLabel, ...] | None = None
+    """Objects labelled without masks; () says that there is none, None that nobody looked."""
     semantic: Path | None = None
     """Label file with one number per tissue."""
     patient_id: str | None = None
     """None: every case is its own patient."""
     modality: str | None = None
+    frame: Frame | None = None
+    """Of a scan with a time axis: its mean, or one frame by number; None: such a scan is an error."""
+
+    def __post_init__(self) -> None:
+        if self.instances and self.objects is not None:
+            raise ValueError(f"case {self.case_id!r}: both instances and objects are given, wanted one of them")
+        if not self.instances and (self.instance_classes or self.ignore):
+            raise ValueError(f"case {self.case_id!r}: instance_classes or ignore is given, but no instances file")
 
 
 @dataclass(frozen=True)
@@ -47,14 +66,17 @@ class Dataset:
 def read_manifest(path: Path | str) -> Dataset:
     """Read a dataset: its dataset.json, a folder that holds one, a folder of scans, or a single scan.
 
-    dataset.json is {"schema": 1, "name", "classes": [...], "modality"?, "cases": [{"case_id", "images": [...],
-    "patient_id"?, "instances"?, "instance_classes"?: {"1": 0}, "ignore"?: [...], "semantic"?}]}; paths are relative to
-    its folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case, named
-    as the file without extension.
+    dataset.json is {"schema": 1, "name", "classes": [...], "modality"?, "frame"?, "cases": [{"case_id",
+    "images": [...], "patient_id"?, "semantic"?, "frame"?, and of its objects either "instances": file or [files],
+    "instance_classes"?: {"1": 0}, "ignore"?: [...], or "objects": [{"class": 0, "ignore"?: true, and one of
+    "box_zyx": [6], "box_ras_mm": [6], "center_ras_mm": [3] with "diameter_mm"}]}]}; see `ObjectLabel`. A case with
+    "objects": [] or an empty label file holds no object; a case with neither is unlabelled. Paths are relative to the
+    file's folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case,
+    named as the file without extension.
 
     Raises:
-        ManifestError: missing or broken JSON, an unknown or missing key, a value of another type, a repeated case id, a
-            path that leaves the folder, a missing file, or no cases.
+        ManifestError: missing or broken JSON, an unknown or missing key, a value of another type or out of range, a
+            repeated case id, a path that leaves the folder, a missing file, or no cases.
     """
     path = Path(path)
     if not path.exists():
@@ -65,23 +87,20 @@ def read_manifest(path: Path | str) -> Dataset:
         if not (path / "dataset.json").is_file():
             return _scans(path, _scans_in(path))
         path = path / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path}: not a readable dataset.json: {error}") from error
-    top = _Checked(content, f"{path}", {"schema", "name", "classes", "cases"}, {"modality"})
+    top = Checked(read_json(path), f"{path}", {"schema", "name", "classes", "cases"}, {"modality", "frame"})
     if top["schema"] != SCHEMA:
         raise ManifestError(f"{path}: schema is {top['schema']!r}, wanted {SCHEMA}")
-    classes = top.strings("classes")
+    classes = top.texts("classes")
     if len(set(classes)) != len(classes):
         raise ManifestError(f"{path}: classes has a repeated name: {list(classes)}")
-    modality = top.string("modality")
-    cases = top["cases"]
-    if not isinstance(cases, list) or not cases:
-        raise ManifestError(f"{path}: cases is {cases!r}, wanted a list of at least one case")
-    sources = tuple(_case(case, f"{path}: cases[{i}]", path.parent, classes, modality) for i, case in enumerate(cases))
+    if not isinstance(top["cases"], list) or not top["cases"]:
+        raise top.wrong("cases", "a list of at least one case")
+    common = {"modality": top.text("modality") if "modality" in top else None, "frame": _frame(top)}
+    sources = tuple(
+        _case(case, f"{path}: cases[{i}]", path.parent, classes, common) for i, case in enumerate(top["cases"])
+    )
     _refuse_repeated(path, sources)
-    return Dataset(top.string("name") or "", classes, sources)
+    return Dataset(top.text("name"), classes, sources)
 
 
 def _scans_in(folder: Path) -> list[Path]:
@@ -100,50 +119,70 @@ def _scans(folder: Path, scans: list[Path]) -> Dataset:
     return Dataset(folder.resolve().name, (), sources)
 
 
-def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], modality: str | None) -> CaseSource:
-    optional = {"patient_id", "instances", "instance_classes", "ignore", "semantic"}
-    case = _Checked(content, where, {"case_id", "images"}, optional)
-    case_id = _case_id(case.string("case_id") or "", where)
-    where = f"{where} ({case_id})"
-    names = case.strings("images")
-    if not names:
-        raise ManifestError(f"{where}: images is empty, wanted one file per channel")
-    images = tuple(_inside(folder, name, f"{where}: images") for name in names)
-    instances, semantic = (
-        None if case.get(key) is None else _inside(folder, case.string(key) or "", f"{where}: {key}")
-        for key in ("instances", "semantic")
-    )
-    instance_classes = _instance_classes(case.get("instance_classes", {}), f"{where}: instance_classes", classes)
+def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], common: dict[str, Any]) -> CaseSource:
+    optional = {"patient_id", "instances", "instance_classes", "ignore", "objects", "semantic", "frame"}
+    case = Checked(content, where, {"case_id", "images"}, optional)
+    case_id = _case_id(case.text("case_id"), where)
+    where = case.where = f"{where} ({case_id})"
+    files = {key: _files(case, key, folder) for key in ("images", "instances", "semantic") if key in case}
     ignore = case.get("ignore", [])
-    if not isinstance(ignore, list) or not all(_is_number(i, 1) for i in ignore):
-        raise ManifestError(f"{where}: ignore is {ignore!r}, wanted a list of object numbers")
-    if instances is None and (instance_classes or ignore):
-        raise ManifestError(f"{where}: instance_classes or ignore is given, but no instances file")
-    return CaseSource(
-        case_id=case_id,
-        images=images,
-        instances=instances,
-        instance_classes=instance_classes,
-        ignore=tuple(ignore),
-        semantic=semantic,
-        patient_id=case.string("patient_id"),
-        modality=modality,
-    )
+    if not isinstance(ignore, list) or not all(is_whole(i, 1) for i in ignore):
+        raise case.wrong("ignore", "a list of object numbers")
+    objects = case.get("objects")
+    if objects is not None:
+        if not isinstance(objects, list):
+            raise case.wrong("objects", "a list")
+        objects = tuple(
+            ObjectLabel.from_json(label, f"{where}: objects[{i}]", classes) for i, label in enumerate(objects)
+        )
+    try:
+        return CaseSource(
+            case_id=case_id,
+            images=files["images"],
+            instances=files.get("instances", ()),
+            instance_classes=_instance_classes(case, classes),
+            ignore=tuple(ignore),
+            objects=objects,
+            semantic=files["semantic"][0] if "semantic" in files else None,
+            patient_id=case.text("patient_id") if "patient_id" in case else None,
+            modality=common["modality"],
+            frame=_frame(case) if "frame" in case else common["frame"],
+        )
+    except ManifestError:
+        raise
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from error
 
 
-def _instance_classes(content: Any, where: str, classes: tuple[str, ...]) -> dict[int, int]:
+def _files(case: Checked, key: str, folder: Path) -> tuple[Path, ...]:
+    """Return the files of a key: "images" is a list, "semantic" one name, "instances" either."""
+    one = key == "semantic" or (key == "instances" and isinstance(case[key], str))
+    names = (case.text(key),) if one else case.texts(key)
+    if not names:
+        raise case.wrong(key, "at least one file")
+    if len(set(names)) < len(names):
+        raise case.wrong(key, "every file once")
+    return tuple(_inside(folder, name, f"{case.where}: {key}") for name in names)
+
+
+def _frame(record: Checked) -> Frame | None:
+    frame: Frame | None = record.get("frame")
+    if frame is not None and frame != "mean" and not is_whole(frame, 0):
+        raise record.wrong("frame", "'mean' or the number of a frame, from 0")
+    return frame
+
+
+def _instance_classes(case: Checked, classes: tuple[str, ...]) -> dict[int, int]:
+    content = case.get("instance_classes", {})
     if not isinstance(content, dict):
-        raise ManifestError(f'{where} is {content!r}, wanted an object such as {{"1": 0}}')
+        raise case.wrong("instance_classes", 'an object such as {"1": 0}')
+    where = f"{case.where}: instance_classes"
     for number, index in content.items():
-        if not number.isascii() or not number.isdigit() or int(number) < 1:
+        if not OBJECT_NUMBER.fullmatch(number):
             raise ManifestError(f"{where}: object {number!r}, wanted a whole number above 0")
-        if not _is_number(index, 0) or index >= len(classes):
+        if not is_whole(index, 0, len(classes) - 1):
             raise ManifestError(f"{where}: class {index!r} of object {number}, wanted 0 to {len(classes) - 1}")
     return {int(number): index for number, index in content.items()}
-
-
-def _is_number(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _case_id(case_id: str, where: str) -> str:
@@ -157,7 +196,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     path = folder / name
     try:
         found = path.resolve(strict=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise ManifestError(f"{where}: {name!r}: no such file") from error
     if not found.is_relative_to(folder.resolve()):
         raise ManifestError(f"{where}: {name!r} is {found}, outside the dataset's folder {folder.resolve()}")
@@ -170,32 +209,3 @@ def _refuse_repeated(where: Path, sources: tuple[CaseSource, ...]) -> None:
         if source.case_id.casefold() in seen:  # two such folders are one on a file system that ignores case
             raise ManifestError(f"{where}: case_id {source.case_id!r} is given twice")
         seen.add(source.case_id.casefold())
-
-
-class _Checked(dict[str, Any]):
-    """A JSON object with exactly the expected keys."""
-
-    def __init__(self, content: Any, where: str, required: set[str], optional: set[str]) -> None:
-        if not isinstance(content, dict):
-            raise ManifestError(f"{where}: found {type(content).__name__}, wanted an object")
-        for key in content:
-            if key not in required | optional:
-                raise ManifestError(f"{where}: unknown key {key!r}, known are {sorted(required | optional)}")
-        for key in sorted(required - set(content)):
-            raise ManifestError(f"{where}: key {key!r} is missing")
-        super().__init__(content)
-        self.where = where
-
-    def string(self, key: str) -> str | None:
-        value = self.get(key)
-        if value is None and key in self:
-            return None
-        if key in self and (not isinstance(value, str) or not value):
-            raise ManifestError(f"{self.where}: {key} is {value!r}, wanted text")
-        return value
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        value = self[key]
-        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
-            raise ManifestError(f"{self.where}: {key} is {value!r}, wanted a list of texts")
-        return tuple(value)

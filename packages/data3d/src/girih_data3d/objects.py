@@ -1,4 +1,4 @@
-"""The objects of a prepared case as arrays, whichever way they were labelled: masks, boxes, or points with a diameter."""
+"""The objects of a prepared case as arrays, however they were labelled: masks, boxes, or points with a diameter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

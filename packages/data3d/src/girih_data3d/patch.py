@@ -1,59 +1,78 @@
 """Cut one patch out of a case: plain, mirrored, or resampled once under a linear map."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int16, Int32, Shaped
 
-from girih_data3d.case import Case, LabelKind
+from girih_data3d.case import Case
 from girih_data3d.geometry import Triplet, first_voxel, is_flip, read_window, warp
 
 Read = Callable[[Triplet, Triplet], Shaped[np.ndarray, "*channel z y x"]]
-Matrix = Float64[np.ndarray, "3 3"]
-Point = Float64[np.ndarray, "3"]
 
 
-def cut_image(case: Case, matrix: Matrix, centre: Point, size: Triplet, order: int) -> Float32[np.ndarray, "c z y x"]:
-    """Return the intensities of a patch; 0 outside the case."""
-    return _cut(case.read_patch, matrix, centre, size, order)
+@dataclass(frozen=True)
+class Cut:
+    """Where a patch lies: its centre (voxel edges of the case), its size, the map from patch to case voxels."""
 
+    matrix: Float64[np.ndarray, "3 3"]
+    centre: Float64[np.ndarray, "3"]
+    size: Triplet
 
-def cut_labels(
-    case: Case, kind: LabelKind, matrix: Matrix, centre: Point, size: Triplet
-) -> Shaped[np.ndarray, "z y x"]:
-    """Return the labels of a patch, each from the nearest voxel."""
-    return _cut(lambda start, extent: case.read_label_patch(kind, start, extent), matrix, centre, size, 0)
+    @property
+    def start(self) -> Triplet:
+        """First voxel of the unturned patch."""
+        z, y, x = np.floor(self.centre - np.array(self.size) / 2 + 0.5).astype(int).tolist()
+        return z, y, x
 
+    def part(self, window: tuple[slice, slice, slice]) -> "Cut":
+        """Return the cut of some of the patch's voxels."""
+        low, high = np.array([s.start for s in window]), np.array([s.stop for s in window])
+        z, y, x = (high - low).tolist()
+        return Cut(self.matrix, self.centre + self.matrix @ ((low + high - self.size) / 2), (z, y, x))
 
-def cut_inside(shape: Triplet, matrix: Matrix, centre: Point, size: Triplet) -> Bool[np.ndarray, "z y x"]:
-    """Return which voxels of a patch lie inside a case of this shape."""
+    def image(self, case: Case, order: int) -> Float32[np.ndarray, "c z y x"]:
+        """Return the intensities; 0 outside the case."""
+        return self._read(case.read_patch, order)
 
-    def read(start: Triplet, extent: Triplet) -> Bool[np.ndarray, "z y x"]:
-        lines = [
-            (np.arange(a, a + n) >= 0) & (np.arange(a, a + n) < end)
-            for a, n, end in zip(start, extent, shape, strict=True)
-        ]
-        return lines[0][:, None, None] & lines[1][:, None] & lines[2]
+    def semantic(self, case: Case) -> Int16[np.ndarray, "z y x"]:
+        """Return the tissue labels, each from the nearest voxel; -1 outside the case."""
+        return self._read(lambda start, extent: case.read_label_patch("semantic", start, extent), 0)
 
-    return _cut(read, matrix, centre, size, 0)
+    def instance_layers(self, case: Case) -> list[Int32[np.ndarray, "z y x"]]:
+        """Return the instance layers, each label from the nearest voxel."""
+        return [*self._read(lambda start, extent: np.stack(case.read_instance_layers(start, extent)), 0)]
 
+    def inside(self, shape: Triplet) -> Bool[np.ndarray, "z y x"]:
+        """Return which voxels lie inside a case of this shape: those whose nearest voxel exists."""
+        out = np.ones(self.size, bool)
+        first = first_voxel(self.matrix, self.centre, self.size)
+        for i, n in enumerate(shape):
+            along_z, along_y, along_x = (self.matrix[i, j] * np.arange(self.size[j]) for j in range(3))
+            ends = [along[[0, -1]] for along in (along_z, along_y, along_x)]
+            if first[i] + sum(e.min() for e in ends) >= -0.5 and first[i] + sum(e.max() for e in ends) < n - 0.5:
+                continue
+            if is_flip(self.matrix):
+                j = i
+                line = first[i] + (along_z, along_y, along_x)[j]
+                out &= np.moveaxis(((line >= -0.5) & (line < n - 0.5))[:, None, None], 0, j)
+                continue
+            index = (first[i] + along_z)[:, None, None] + (along_y[:, None] + along_x)
+            out &= (index >= -0.5) & (index < n - 0.5)
+        return out
 
-def plain_start(centre: Point, size: Triplet) -> Triplet:
-    """Return the first voxel of the unturned patch around a centre."""
-    z, y, x = np.floor(centre - np.array(size) / 2 + 0.5).astype(int).tolist()
-    return z, y, x
-
-
-def _cut(read: Read, matrix: Matrix, centre: Point, size: Triplet, order: int) -> Shaped[np.ndarray, "*channel z y x"]:
-    if is_flip(matrix):
-        mirrored = tuple(axis - 3 for axis in range(3) if matrix[axis, axis] < 0)
-        return np.ascontiguousarray(np.flip(read(plain_start(centre, size), size), mirrored))
-    start, extent = read_window(matrix, centre, size, order)
-    window = read(start, extent)
-    if order == 0 and (window == window.flat[0]).all():  # labels are background for the most part
-        return np.full((*window.shape[:-3], *size), window.flat[0])
-    out = np.empty((*window.shape[:-3], *size), window.dtype)
-    offset = first_voxel(matrix, centre, size) - start
-    for channel in np.ndindex(window.shape[:-3]):
-        out[channel] = warp(window[channel], matrix, offset, size, order)
-    return out
+    def _read(self, read: Read, order: int) -> Shaped[np.ndarray, "*channel z y x"]:
+        if is_flip(self.matrix):
+            mirrored = tuple(axis - 3 for axis in range(3) if self.matrix[axis, axis] < 0)
+            return np.ascontiguousarray(np.flip(read(self.start, self.size), mirrored))
+        start, extent = read_window(self.matrix, self.centre, self.size, order)
+        window = read(start, extent)
+        out = np.empty((*window.shape[:-3], *self.size), window.dtype)
+        offset = first_voxel(self.matrix, self.centre, self.size) - start
+        for channel in np.ndindex(window.shape[:-3]):
+            flat = order == 0 and bool((window[channel] == window[channel].flat[0]).all())
+            out[channel] = (
+                window[channel].flat[0] if flat else warp(window[channel], self.matrix, offset, self.size, order)
+            )
+        return out

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Int32
+from jaxtyping import Float64, Int32, Int64
 
 from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
 from girih_data3d.errors import ScanError
@@ -61,15 +61,16 @@ def prepare_scan(scan: xr.DataArray, spec: PrepareSpec) -> tuple[xr.DataArray, P
     return prepare_on_grid(scan, spec, choose_grid(scan, spec))
 
 
-def choose_grid(scan: xr.DataArray, spec: PrepareSpec, objects: Int32[np.ndarray, "z y x"] | None = None) -> Grid:
-    """Return the crop (never through an object) and the resampled grid."""
+def choose_grid(scan: xr.DataArray, spec: PrepareSpec, boxes: Float64[np.ndarray, "n 6"] | None = None) -> Grid:
+    """Return the crop (never through one of the objects' boxes, in voxel edges) and the resampled grid."""
     shape: Size = (scan.sizes["z"], scan.sizes["y"], scan.sizes["x"])
     start, stop = (0, 0, 0), shape
     if spec.crop == "nonzero":
-        kept = (scan.values != 0).any(axis=0)
-        if objects is not None:
-            kept |= objects != 0
-        start, stop = _bounds(kept)
+        start, stop = _bounds((scan.values != 0).any(axis=0))
+        if boxes is not None and len(boxes):
+            low, high = np.floor(boxes[:, :3].min(axis=0)), np.ceil(boxes[:, 3:].max(axis=0))
+            start = _size(np.minimum(start, low.astype(int)))
+            stop = _size(np.maximum(stop, high.astype(int)))
     cropped: Size = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
     spacing: Triple = scan.attrs["spacing_zyx_mm"]
     target = spec.target_zyx_mm or spacing
@@ -128,4 +129,9 @@ def _bounds(kept: np.ndarray) -> tuple[Size, Size]:
         line = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
         low.append(int(line[0]) if len(line) else 0)
         high.append(int(line[-1]) + 1 if len(line) else kept.shape[axis])
-    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+    return _size(np.array(low)), _size(np.array(high))
+
+
+def _size(values: Int64[np.ndarray, "3"]) -> Size:
+    z, y, x = values.tolist()
+    return z, y, x
