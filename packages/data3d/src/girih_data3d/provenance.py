@@ -2,20 +2,17 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from girih_data3d.errors import ScanError
 from girih_data3d.folder import DamageError, LocalFolder
+from girih_data3d.itk import voxel_file
 from girih_data3d.manifest import CaseSource
 from girih_data3d.open_files import OpenFiles
+from girih_data3d.scan import ITK_SUFFIXES
 from girih_data3d.sealed import read_seal
-
-DATA_FILE = re.compile(rb"^(?:ElementDataFile *=|data ?file:) *([^%\r\n]+?) *\r?$", re.MULTILINE | re.IGNORECASE)
-"""The line of a MetaImage or NRRD header that names the one file of its voxels."""
-HEADER_BYTES = 1 << 16
 
 
 def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
@@ -92,10 +89,7 @@ def _members(path: Path) -> list[Path]:
     """Return the files that a path stands for: itself, those of a folder, or a header and its voxels."""
     if path.is_dir():
         return sorted(p for p in path.iterdir() if p.is_file())
-    if path.suffix.lower() in (".mhd", ".nhdr"):
-        with path.open("rb") as stream:
-            named = DATA_FILE.search(stream.read(HEADER_BYTES))
-        voxels = path.parent / named[1].decode(errors="replace") if named else path
-        if voxels.is_file() and voxels != path:
-            return [path, voxels]
+    if path.suffix.lower() in ITK_SUFFIXES:
+        voxels = voxel_file(path)
+        return [path] if voxels == path else [path, voxels]
     return [path]
