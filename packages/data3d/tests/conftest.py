@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 import girih_data3d as d3
+from girih_data3d.case_writer import write_case
+from girih_data3d.layout import SCHEMA, case_folder
 
 OBLIQUE = np.array([[-0.79, 0.12, 0, 40], [0.12, 0.79, 0, -30], [0, 0, 2.0, 7], [0, 0, 0, 1]])
 """x runs to the left and is turned by 8.6 degrees; 0.8 x 0.8 x 2 mm."""
@@ -105,3 +107,69 @@ def write_dicom(folder: Path, positions: list[float], *, series: str = "1.2.3") 
 def dicom_series() -> Callable[..., None]:
     """Writes a series of 4 x 5 slices at the given z positions into a folder."""
     return write_dicom
+
+
+def write_small_case(
+    root: Path,
+    case_id: str,
+    volume: np.ndarray,
+    *,
+    spec: d3.PrepareSpec | None = None,
+    instances: Sequence[np.ndarray] = (),
+    semantic: np.ndarray | None = None,
+    objects: Sequence[dict[str, Any]] = (),
+    **more: Any,
+) -> Path:
+    """Write arrays as a prepared case of a dataset, which is made if it is not there; return the case's folder."""
+    spec = spec or d3.PrepareSpec()
+    record = {"schema": SCHEMA, "name": "made", "classes": ["a", "b"], "spec": spec.to_json(), "spec_hash": spec.sha256}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset.json").write_text(json.dumps(record))
+    affine = np.diag([0.8, 0.9, 2.0, 1.0])
+    prepared = {"affine": affine.tolist(), "source_affine": affine.tolist(), "source_shape_zyx": volume.shape[1:]}
+    attributes = {"schema": SCHEMA, "case_id": case_id, "patient_id": f"p-{case_id}", "modality": "CT"}
+    attributes |= {"spec_hash": spec.sha256, "source": {}, "prepared": prepared, "truth": None}
+    folder = case_folder(root, case_id)
+    write_case(
+        folder,
+        volume=volume,
+        affine=affine,
+        spec=spec,
+        instances=instances,
+        semantic=semantic,
+        objects=objects,
+        attributes=attributes,
+        **more,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_case() -> Callable[..., Path]:
+    """Writes arrays as a prepared case: (root, case_id, volume, *, spec, instances, semantic, objects)."""
+    return write_small_case
+
+
+def write_overlapping(root: Path, case_id: str = "two") -> Path:
+    """Write a case of two channels with two overlapping objects in two layers, one to ignore, and tissues."""
+    rng = np.random.default_rng(len(case_id))
+    volume = rng.normal(0, 1, (2, 37, 40, 45)).astype(np.float32)
+    layers = np.zeros((2, 37, 40, 45), np.int32)
+    layers[0, 3:20, 4:19, 5:22] = 1
+    layers[1, 5:9, 6:9, 7:11] = 2
+    layers[0, 30:33, 30:35, 30:36] = 3
+    objects = [
+        {"id": 5, "class": 1, "ignore": False, "box": [3, 4, 5, 20, 19, 22], "voxels": 17 * 15 * 17, "layer": 0},
+        {"id": 9, "class": 0, "ignore": False, "box": [5, 6, 7, 9, 9, 11], "voxels": 4 * 3 * 4, "layer": 1},
+        {"id": 2, "class": 0, "ignore": True, "box": [30, 30, 30, 33, 35, 36], "voxels": 3 * 5 * 6, "layer": 0},
+    ]
+    semantic = (volume[0] > 1.5).astype(np.int16) * 3
+    return write_small_case(root, case_id, volume, instances=list(layers), semantic=semantic, objects=objects)
+
+
+@pytest.fixture
+def overlapping(tmp_path: Path) -> d3.Store:
+    """A dataset of one case with two layers of instances and tissues, which the test may damage."""
+    write_overlapping(tmp_path / "made")
+    d3.update_index(tmp_path / "made")
+    return d3.Store.open(tmp_path / "made")

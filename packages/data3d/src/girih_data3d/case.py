@@ -13,13 +13,12 @@ from girih_data3d.affine import spacing_zyx
 from girih_data3d.case_writer import layer_name
 from girih_data3d.errors import CorruptCaseError
 from girih_data3d.folder import DamageError, Folder, LocalFolder
-from girih_data3d.layout import SCHEMA
 from girih_data3d.lazy import LazyVolume, lazy_array
 from girih_data3d.nifti import write_nifti
 from girih_data3d.objects import Objects
 from girih_data3d.prepare import Prepared
 from girih_data3d.resampling import Number
-from girih_data3d.sealed import check_files, read_seal
+from girih_data3d.sealed import check_files, read_case_seal
 from girih_data3d.window import Reader, Triplet, read_padded
 
 LabelKind = Literal["instances", "semantic"]
@@ -49,14 +48,11 @@ class Case:
     def __init__(self, where: Folder, case_id: str) -> None:
         self.where, self.case_id = where, case_id
         try:
-            seal = read_seal(where)
-            record = seal.attributes["girih"]
-            if (record["schema"], record["case_id"]) != (SCHEMA, case_id):
-                found = f"holds case {record['case_id']!r} of schema {record['schema']!r}"
-                raise DamageError(where.locate("zarr.json"), f"{found}, wanted {case_id!r} of schema {SCHEMA}")
+            seal = read_case_seal(where, case_id)
             metadata = {name: json.loads(text) for name, text in check_files(where, seal, whole=seal.small).items()}
         except DamageError as error:
             raise CorruptCaseError(case_id, error.path, error.reason) from error
+        record = seal.attributes["girih"]
         self.files = seal.files
         self.checksum = seal.checksum
         self.patient_id: str = record["patient_id"]

@@ -26,7 +26,7 @@ from girih_data3d.errors import CorruptCaseError, ManifestError
 from girih_data3d.folder import DamageError, Folder, LocalFolder
 from girih_data3d.layout import INDEX, SCHEMA, case_folder, list_cases
 from girih_data3d.open_files import OpenFiles
-from girih_data3d.sealed import NAME, Seal, check_files, read_seal, seal
+from girih_data3d.sealed import NAME, Seal, check_files, read_case_seal, read_seal, seal
 
 TEXTS = ("case_ids", "patient_ids", "modalities")
 NUMBERS: dict[str, tuple[Any, ...]] = {
@@ -100,7 +100,7 @@ def open_index(root: Path) -> CaseIndex:
         ManifestError: the index is damaged.
         CorruptCaseError: so is the record of a case that the index lacks.
     """
-    known = written_index(root) or _of_rows([])
+    known = written_index(root) or table_of([])
     return _followed(root, known, list_cases(root), changed=(), strict=True)
 
 
@@ -112,14 +112,14 @@ def update_index(root: Path | str, changed: Collection[str] = ()) -> CaseIndex:
     """
     root = Path(root)
     try:
-        known = written_index(root) or _of_rows([])
+        known = written_index(root) or table_of([])
     except ManifestError:
-        known = _of_rows([])
+        known = table_of([])
     index = _followed(root, known, list_cases(root), changed=changed, strict=False)
     same = index.case_ids == known.case_ids and np.array_equal(index.checksums, known.checksums)
     if not same or not (root / INDEX).is_dir():
         with written_aside(root, root / INDEX) as aside:
-            _write(aside, index)
+            write_index(aside, index)
     return index
 
 
@@ -192,12 +192,12 @@ def _followed(
         if case_id in old and case_id not in again:
             continue
         try:
-            rows.append(row_of(read_seal(LocalFolder(case_folder(root, case_id), OpenFiles()))))
+            rows.append(row_of(read_case_seal(LocalFolder(case_folder(root, case_id), OpenFiles()), case_id)))
         except DamageError as error:
             if strict:
                 raise CorruptCaseError(case_id, error.path, error.reason) from error
     kept -= again
-    return _joined(known.take([row for row, name in enumerate(known.case_ids) if name in kept]), _of_rows(rows))
+    return _joined(known.take([row for row, name in enumerate(known.case_ids) if name in kept]), table_of(rows))
 
 
 def _joined(one: CaseIndex, other: CaseIndex) -> CaseIndex:
@@ -210,7 +210,7 @@ def _joined(one: CaseIndex, other: CaseIndex) -> CaseIndex:
     return both.take(sorted(range(len(both)), key=both.case_ids.__getitem__))
 
 
-def _of_rows(rows: Sequence[dict[str, Any]]) -> CaseIndex:
+def table_of(rows: Sequence[dict[str, Any]]) -> CaseIndex:
     """Return the table of rows that `row_of` gave."""
     columns: dict[str, Any] = {name: tuple(row[name] for row in rows) for name in TEXTS}
     for name, (kind, *shape) in NUMBERS.items():
@@ -223,7 +223,7 @@ def _of_rows(rows: Sequence[dict[str, Any]]) -> CaseIndex:
     )
 
 
-def _write(folder: Path, index: CaseIndex) -> None:
+def write_index(folder: Path, index: CaseIndex) -> None:
     columns: dict[str, np.ndarray] = {"box_case": index.box_case}
     for name, column in _columns(index).items():
         if name in TEXTS:

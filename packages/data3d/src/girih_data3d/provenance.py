@@ -14,11 +14,14 @@ from girih_data3d.open_files import OpenFiles
 from girih_data3d.scan import ITK_SUFFIXES
 from girih_data3d.sealed import read_seal
 
+QUICK = ("folder", "mtime_ns")
+"""What may differ between copies of a file: only says whether to look at it again."""
+
 
 def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
     """Return what a prepared case depends on, as plain JSON values: every field of its source.
 
-    A file is {"name", "size", "mtime_ns", "sha256"}; if name, size and time are those `recorded`, it is not read and
+    A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read and
     its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the
     latest one, and the hash that of all files.
 
@@ -31,7 +34,7 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
 
 
 def is_origin(source: CaseSource, recorded: Any) -> bool:
-    """Return whether a case whose record says `recorded` was made from this source, whenever its files were copied."""
+    """Return whether a case whose record says `recorded` was made from this source, wherever it was copied, and when."""
     return bool(_timeless(origin_of(source, recorded)) == _timeless(recorded))
 
 
@@ -61,7 +64,7 @@ def _plain(value: Any, recorded: Any) -> Any:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key != "mtime_ns"}
+        return {key: _timeless(item) for key, item in value.items() if key not in QUICK}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -70,7 +73,12 @@ def _fingerprint(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         members = _members(path)
         stats = [member.stat() for member in members]
         times = [status.st_mtime_ns for status in stats] + [path.stat().st_mtime_ns]
-        quick = {"name": path.name, "size": sum(status.st_size for status in stats), "mtime_ns": max(times)}
+        quick = {
+            "name": path.name,
+            "folder": path.parent.name,
+            "size": sum(status.st_size for status in stats),
+            "mtime_ns": max(times),
+        }
         if quick == {key: recorded.get(key) for key in quick}:
             return recorded
         digest = hashlib.sha256()

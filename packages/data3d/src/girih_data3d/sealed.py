@@ -12,6 +12,7 @@ from typing import Any
 import google_crc32c
 
 from girih_data3d.folder import DamageError, Folder
+from girih_data3d.layout import SCHEMA
 
 NAME = "zarr.json"
 MARK = b'"checksum": "'
@@ -73,6 +74,20 @@ def read_seal(folder: Folder) -> Seal:
         if isinstance(error, DamageError):
             raise
         raise DamageError(folder.locate(NAME), f"not a record with a checksum: {error!r}") from error
+
+
+def read_case_seal(folder: Folder, case_id: str) -> Seal:
+    """Return what the zarr.json of a case says, after checking it; no other file is touched.
+
+    Raises:
+        DamageError: missing, changed, of another case, or of another schema.
+    """
+    found = read_seal(folder)
+    record = found.attributes["girih"]
+    if (record.get("schema"), record.get("case_id")) != (SCHEMA, case_id):
+        holds = f"holds case {record.get('case_id')!r} of schema {record.get('schema')!r}"
+        raise DamageError(folder.locate(NAME), f"{holds}, wanted {case_id!r} of schema {SCHEMA}")
+    return found
 
 
 def check_files(folder: Folder, seal: Seal, *, whole: Collection[str]) -> dict[str, bytes]:

@@ -1,0 +1,169 @@
+"""The index: what it says, how it follows the cases, and that a hundred thousand of them are no burden."""
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import girih_data3d as d3
+from girih_data3d.index import table_of, write_index
+from girih_data3d.layout import SCHEMA, case_folder, case_key
+
+MakeCase = Callable[..., Path]
+
+
+def add(make: MakeCase, root: Path, case_id: str, boxes: list[list[float]], ignored: int = 0) -> None:
+    objects = [
+        {"id": k, "class": k % 2, "ignore": k >= len(boxes) - ignored, "box": box} for k, box in enumerate(boxes)
+    ]
+    volume = np.random.default_rng(len(boxes)).normal(0, 1, (1 + len(boxes), 4, 5, 6)).astype(np.float32)
+    make(root, case_id, volume, objects=objects)
+
+
+@pytest.fixture
+def root(small_case: MakeCase, tmp_path: Path) -> Path:
+    add(small_case, tmp_path, "b", [[0, 0, 0, 1, 1, 1], [1, 1, 1, 2, 3, 4], [0, 0, 0, 4, 5, 6]], ignored=1)
+    add(small_case, tmp_path, "Müller 王", [])
+    add(small_case, tmp_path, "a", [[1.5, 1, 1, 2, 2, 2]])
+    return tmp_path
+
+
+def assert_same(one: d3.CaseIndex, other: d3.CaseIndex) -> None:
+    for name, column in vars(one).items():
+        assert type(vars(other)[name]) is type(column)
+        if isinstance(column, tuple):
+            assert vars(other)[name] == column
+        else:
+            assert vars(other)[name].dtype == column.dtype
+            np.testing.assert_array_equal(vars(other)[name], column, strict=True)
+
+
+def test_columns(root: Path) -> None:
+    index = d3.Store.open(root).index
+    assert index.case_ids == ("Müller 王", "a", "b")
+    assert index.patient_ids == ("p-Müller 王", "p-a", "p-b")
+    assert index.modalities == ("CT",) * 3
+    assert index.channels.tolist() == [1, 2, 4]
+    assert index.shapes.tolist() == [[4, 5, 6]] * 3
+    np.testing.assert_allclose(index.spacings_mm, [[2, 0.9, 0.8]] * 3)
+    assert index.labels.tolist() == [0, 0, 1]
+    assert index.box_case.tolist() == [1, 2, 2]
+    assert index.boxes.tolist() == [[1.5, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1], [1, 1, 1, 2, 3, 4]]
+    assert index.boxes.dtype == np.float32
+    for row, case_id in enumerate(index.case_ids):
+        folder = case_folder(root, case_id)
+        assert index.bytes[row] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    assert [index.row(case_id) for case_id in ("Müller 王", "a", "aa", "b", "c", "")] == [0, 1, None, 2, None, None]
+
+
+def test_written_and_read_again(root: Path) -> None:
+    fresh = d3.Store.open(root).index  # from the cases
+    assert_same(d3.update_index(root), fresh)
+    store = d3.Store.open(root)
+    assert_same(store.index, fresh)
+    assert_same(pickle.loads(pickle.dumps(store)).index, fresh)
+    assert all(index is not None for index in map(store.index.row, store))
+    columns = zarr.open_group(root / "index.zarr", mode="r")
+    ends = columns["case_ids_ends"][:]
+    assert columns["case_ids"][: ends[0]].tobytes().decode() == "Müller 王"
+
+
+def test_rows_taken_in_any_order(root: Path) -> None:
+    index = d3.Store.open(root).index
+    some = index.take([2, 0, 2])
+    assert some.case_ids == ("b", "Müller 王", "b")
+    assert some.box_case.tolist() == [0, 0, 2, 2]
+    assert some.boxes.tolist() == index.boxes[[1, 2, 1, 2]].tolist()
+    assert len(index.take([])) == len(index.take([]).boxes) == 0
+
+
+def test_empty_dataset(root: Path) -> None:
+    shutil.rmtree(root / "cases")
+    assert len(d3.update_index(root)) == 0
+    assert d3.Store.open(root).case_ids == ()
+
+
+def test_follows_what_happens_to_the_cases(root: Path, small_case: MakeCase) -> None:
+    d3.update_index(root)
+    add(small_case, root, "ab", [[0, 0, 0, 1, 1, 1]])
+    shutil.rmtree(case_folder(root, "a"))
+    shutil.rmtree(case_folder(root, "b"))
+    add(small_case, root, "b", [])
+    store = d3.Store.open(root)
+    assert store.case_ids == ("Müller 王", "ab", "b")
+    assert store["ab"].boxes.tolist() == [[0, 0, 0, 1, 1, 1]]
+    with pytest.raises(d3.StaleCaseError, match=r"prepared again since the index was written; call update_index"):
+        store["b"]
+    assert d3.update_index(root).labels.tolist() == [0, 0, 1]  # nobody said that b changed
+    assert d3.update_index(root, ["b"]).labels.tolist() == [0]
+    assert d3.Store.open(root)["b"].boxes.tolist() == []
+
+
+def test_nothing_is_written_if_nothing_changed(root: Path) -> None:
+    d3.update_index(root)
+    before = (root / "index.zarr").stat().st_ino
+    d3.update_index(root, ["a", "b"])
+    assert (root / "index.zarr").stat().st_ino == before
+    shutil.rmtree(root / "index.zarr")
+    d3.update_index(str(root))
+    assert (root / "index.zarr").is_dir()
+    assert list((root / ".tmp").iterdir()) == []
+
+
+def test_index_of_another_schema(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    d3.update_index(root)
+    monkeypatch.setattr("girih_data3d.index.SCHEMA", 9)
+    with pytest.raises(d3.ManifestError, match="schema 1, wanted 9"):
+        d3.Store.open(root)
+
+
+def test_a_hundred_thousand_cases() -> None:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        root, count = Path(folder), 100_000
+        rows: list[dict[str, Any]] = [
+            {
+                "case_ids": f"1.3.6.1.4.{n:06d}",
+                "patient_ids": f"patient-{n // 2}",
+                "modalities": ("CT", None)[n % 2],
+                "checksums": n,
+                "bytes": 65_000_000 + n,
+                "channels": 1,
+                "shapes": [n, 410, 410],
+                "spacings_mm": (1.0, 1.0, 1.0),
+                "annotated": True,
+                "instances": False,
+                "semantic": n % 3 == 0,
+                "boxes": [[n, 1, 2, 3, 4, 5]] * (n % 3),
+                "labels": [0] * (n % 3),
+            }
+            for n in range(count)
+        ]
+        spec = d3.PrepareSpec()
+        record = {"schema": SCHEMA, "name": "many", "classes": ["a"], "spec": spec.to_json(), "spec_hash": spec.sha256}
+        (root / "dataset.json").write_text(json.dumps(record))
+        written = table_of(rows)
+        write_index(root / "index.zarr", written)
+        for k in range(256):
+            (root / "cases" / f"{k:02x}").mkdir(parents=True)
+        folders = [f"{root}/{case_key(case_id)}" for case_id in written.case_ids]
+        for path in folders:
+            os.mkdir(path)
+        assert_same(d3.Store.open(root).index, written)
+        for row in (7, count - 1):
+            os.rmdir(folders[row])
+        index = d3.Store.open(root).index
+        assert len(index) == count - 2
+        kept = np.delete(np.arange(count), [7, count - 1])
+        np.testing.assert_array_equal(index.shapes[:, 0], kept)
+        np.testing.assert_array_equal(index.boxes[:, 0], np.repeat(kept, kept % 3))
+        for row in kept.tolist():  # much faster than the removal of a tree
+            os.rmdir(folders[row])

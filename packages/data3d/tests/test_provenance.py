@@ -1,0 +1,111 @@
+"""A source that did not change is not read again; one that did is noticed, whatever its time says."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import girih_data3d as d3
+from girih_data3d.provenance import is_origin, origin_of
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> d3.CaseSource:
+    (tmp_path / "t1").mkdir()
+    (tmp_path / "t2").mkdir()
+    for name in ("t1/a.nii", "t2/a.nii", "objects.nii"):
+        (tmp_path / name).write_bytes(name.encode())
+        os.utime(tmp_path / name, ns=(1, 10**18))
+    images = (tmp_path / "t1/a.nii", tmp_path / "t2/a.nii")
+    return d3.CaseSource("x", images, instances=(tmp_path / "objects.nii",), instance_classes={3: 0, 2: 1}, ignore=(2,))
+
+
+def test_what_is_recorded(made: d3.CaseSource) -> None:
+    origin = origin_of(made)
+    digest = hashlib.sha256(b"t1/a.nii").hexdigest()
+    assert origin["images"][0] == {"name": "a.nii", "folder": "t1", "size": 8, "mtime_ns": 10**18, "sha256": digest}
+    assert origin["instance_classes"] == {"2": 1, "3": 0}
+    assert {"case_id", "images", "instances", "semantic", "objects", "frame"} - set(origin) == {"case_id"}
+    labels = (
+        d3.ObjectLabel(0, box_zyx=(0, 0, 0, 1, 1, 1.5)),
+        d3.ObjectLabel(1, center_ras_mm=(1, 2, 3), diameter_mm=4),
+    )
+    boxes = origin_of(d3.CaseSource("x", made.images, objects=labels))
+    assert boxes["objects"][0]["box_zyx"] == [0, 0, 0, 1, 1, 1.5]
+    assert origin_of(d3.CaseSource("x", made.images, objects=()))["objects"] == []
+
+
+def test_unchanged_files_are_not_read(made: d3.CaseSource) -> None:
+    origin = origin_of(made)
+    origin["images"][0]["sha256"] = "taken as it is"
+    assert origin_of(made, origin) == origin
+    assert is_origin(made, origin)
+
+
+def test_the_hash_decides_when_the_time_differs(made: d3.CaseSource) -> None:
+    origin = origin_of(made)
+    os.utime(made.images[0])
+    assert is_origin(made, origin)
+    made.images[0].write_bytes(b"T1/a.nii")
+    assert not is_origin(made, origin)
+
+
+def test_files_of_one_name_are_not_mixed_up(made: d3.CaseSource) -> None:
+    assert not is_origin(replace(made, images=made.images[::-1]), origin_of(made))
+
+
+@pytest.mark.parametrize(
+    "change", [{"ignore": ()}, {"instance_classes": {3: 1, 2: 1}}, {"frame": 2}, {"modality": "MR"}, {"semantic": None}]
+)
+def test_every_field_counts(made: d3.CaseSource, change: dict[str, object]) -> None:
+    origin = origin_of(replace(made, semantic=made.images[0]))
+    changed = {"semantic": made.images[0], **change}
+    assert not is_origin(replace(made, **changed), origin)
+    assert not is_origin(made, None)
+    assert not is_origin(made, {"images": 3})
+
+
+def test_members_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    (folder / "1.dcm").write_bytes(b"one")
+    for path in (folder / "1.dcm", folder):  # well before what follows
+        os.utime(path, ns=(1, 10**18))
+    source = d3.CaseSource("x", (folder,))
+    origin = origin_of(source)
+    (folder / "2.dcm").write_bytes(b"")
+    assert not is_origin(source, origin)
+    (folder / "2.dcm").unlink()
+    assert is_origin(source, origin)
+    (folder / "1.dcm").rename(folder / "0.dcm")
+    assert not is_origin(source, origin)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_voxels_beside_their_header(tmp_path: Path, suffix: str) -> None:
+    import SimpleITK as sitk  # noqa: N813
+
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(path))
+    (voxels,) = (p for p in tmp_path.iterdir() if p != path)
+    origin = origin_of(d3.CaseSource("x", (path,)))
+    content = bytearray(voxels.read_bytes())
+    content[-1] ^= 1
+    voxels.write_bytes(content)
+    assert not is_origin(d3.CaseSource("x", (path,)), origin)
+
+
+def test_resumed_preparation_reads_no_source(own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, spec = d3.read_manifest(own_source), d3.PrepareSpec()
+    d3.prepare_case(dataset.sources[0], tmp_path / "out", spec, classes=dataset.classes)
+    monkeypatch.setattr("girih_data3d.provenance.hashlib", None)
+    assert d3.prepare_case(dataset.sources[0], tmp_path / "out", spec, classes=dataset.classes) == "skipped"
+
+
+def test_missing_file(made: d3.CaseSource) -> None:
+    made.images[1].unlink()
+    with pytest.raises(d3.ScanError, match=r"a\.nii: not readable"):
+        origin_of(made)
