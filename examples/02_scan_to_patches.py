@@ -17,7 +17,7 @@ def write_scan(folder: Path) -> data3d.CaseSource:
     image = rng.normal(-800, 60, shape) + 700 * ball
     nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), affine), folder / "ct.nii.gz")
     nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), affine), folder / "objects.nii.gz")
-    return data3d.CaseSource("patient1", (folder / "ct.nii.gz",), instances=folder / "objects.nii.gz")
+    return data3d.CaseSource("patient1", (folder / "ct.nii.gz",), instances=(folder / "objects.nii.gz",))
 
 
 with tempfile.TemporaryDirectory() as name:

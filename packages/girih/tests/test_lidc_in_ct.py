@@ -63,7 +63,7 @@ def test_manifests_and_the_separation_of_the_splits(built: LidcInCt) -> None:
         "thorax_cta-real",
         "lung2-unlabelled-000",
     ]
-    assert all(source.instances is None for source in unlabelled.sources)
+    assert not any(source.instances for source in unlabelled.sources)
     assert train.classes == test.classes == ("solid", "subsolid")
     used = [{n["lidc_patient_id"] for case in provenance(folder).values() for n in case["nodules"]} for folder in built]
     assert used[2]
@@ -76,7 +76,7 @@ def test_every_instance_is_where_its_record_says_and_lesions_are_ignored(built: 
         records = provenance(folder)
         for source in read_manifest(folder).sources:
             scan = read_scan(source.images[0])
-            labels = read_labels(source.instances, like=scan).to_numpy()
+            labels = read_labels(source.instances[0], like=scan).to_numpy()
             record = records[source.case_id]
             assert np.unique(labels).tolist() == [0, *range(1, 7), *source.ignore]
             assert list(source.ignore) == record["lesions"] == ([] if source.patient_id == "thorax_cta" else [7])

@@ -79,7 +79,16 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         image, instances = folder / f"{number}.nii.gz", folder / f"{number}_labels.nii.gz"
         nibabel.save(nibabel.Nifti1Image(scan, affine), image)
         nibabel.save(nibabel.Nifti1Image(labels, affine), instances)
-        sources.append(CaseSource(case_id, (image,), instances, {1: 0, 2: 1, 3: 0}, (3,), None, f"p{number}", "CT"))
+        source = CaseSource(
+            case_id,
+            (image,),
+            instances=(instances,),
+            instance_classes={1: 0, 2: 1, 3: 0},
+            ignore=(3,),
+            patient_id=f"p{number}",
+            modality="CT",
+        )
+        sources.append(source)
     report = prepare_many(
         Dataset("tiny", CLASSES, tuple(sources)),
         folder / "store",

@@ -21,11 +21,11 @@ class Survey:
     modality: str | None
     """None: not known, or not the same in all cases."""
     sha256: str
-    """Of the cases' records, which hold checksums of all their files."""
+    """Of the cases' names and checksums."""
 
 
 def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: bool = False) -> Survey:
-    """Look at every case once, so that a training does not find out in its third hour.
+    """Check all cases at once, so that a training does not find out in its third hour.
 
     Args:
         store: the dataset.
@@ -36,22 +36,26 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
         ValueError: no case, another number of channels than the first, or a case without what is required; dataset,
             case and key are named.
     """
-    if not store.case_ids:
+    index = store.index
+    if not len(index):
         raise ValueError(f"{store.root} holds no prepared case")
-    digest, modalities, in_channels = hashlib.sha256(), set(), 0
-    for case_id in store.case_ids:
-        case = store[case_id]
-        where = f"dataset {store.name!r} ({store.root}), case {case_id!r}"
-        in_channels = in_channels or case.shape[0]
-        if case.shape[0] != in_channels:
-            raise ValueError(f"{where} has {case.shape[0]} channels, {store.case_ids[0]!r} has {in_channels}")
-        if missing := sorted(set(labels) - set(case.label_kinds)):
-            raise ValueError(f"{where} has no {missing[0]!r} labels, which this training requires")
-        if objects and case.truth is None:
-            raise ValueError(f"{where} is unlabelled: whether it holds objects is not known")
-        modalities.add(case.modality)
-        digest.update((case.folder / "zarr.json").read_bytes())
-    return Survey(in_channels, modalities.pop() if len(modalities) == 1 else None, digest.hexdigest())
+    refused: list[tuple[Any, str]] = [
+        (index.channels != index.channels[0], f"has another number of channels than {index.case_ids[0]!r}"),
+        *((~getattr(index, kind), f"has no {kind!r} labels, which this training requires") for kind in sorted(labels)),
+    ]
+    if objects:
+        refused.append((~index.annotated, "is unlabelled: whether it holds objects is not known"))
+    for rows, why in refused:
+        if rows.any():
+            case_id = index.case_ids[int(rows.argmax())]
+            raise ValueError(f"dataset {store.name!r} ({store.root}), case {case_id!r} {why}")
+    modalities = set(index.modalities)
+    content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.checksums.tolist(), strict=True))
+    return Survey(
+        in_channels=int(index.channels[0]),
+        modality=modalities.pop() if len(modalities) == 1 else None,
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+    )
 
 
 def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
