@@ -76,22 +76,30 @@ def test_ignored_object_is_neither_object_nor_background(prepared: d3.Store) -> 
     assert seen
 
 
+@pytest.mark.parametrize("p_rotation", [0, 1])
 @pytest.mark.parametrize("order", [1, 3])
-def test_turned_patch_equals_interpolation_of_the_whole_case(prepared: d3.Store, order: Any) -> None:
-    samples = dataset(prepared, geometry=d3.Geometry(p_rotation=1, p_scale=1, order=order), case_ids=("case0",))
+def test_turned_patch_equals_interpolation_of_the_whole_case(prepared: d3.Store, order: Any, p_rotation: float) -> None:
+    geometry = d3.Geometry(p_rotation=p_rotation, p_scale=1, order=order)
+    samples = dataset(prepared, geometry=geometry, case_ids=("case0",))
     case = prepared["case0"]
     margin = 40
-    whole = case.read_patch((-margin,) * 3, tuple(n + 2 * margin for n in case.shape[1:]))[0].astype(np.float64)
+    start, size = (-margin,) * 3, tuple(n + 2 * margin for n in case.shape[1:])
+    whole = case.read_patch(start, size)[0].astype(np.float64)
+    objects, tissue = (case.read_label_patch(kind, start, size) for kind in ("instances", "semantic"))
     for g in range(4):
         sample = samples[g]
         index = np.argwhere(np.ones(PATCH, bool)).astype(float)
         at = d3.world_to_voxel(case.affine, d3.voxel_to_world(sample["affine"], index)) + margin
         expected = ndimage.map_coordinates(whole, at.T, order=order, mode="nearest").reshape(PATCH)
         np.testing.assert_allclose(sample["image"][0], expected, atol=2e-3)
-        near = np.rint(at - margin).astype(int)
-        inside = ((near >= 0) & (near < case.shape[1:])).all(axis=1).reshape(PATCH)
-        disputed = (np.abs(at % 1 - 0.5) < 1e-6).any(axis=1).reshape(PATCH)
-        assert (sample["valid"] <= inside)[~disputed].all()
+        near = np.rint(at).astype(int)
+        sure = (np.abs(at % 1 - 0.5) > 1e-6).all(axis=1).reshape(PATCH)
+        z, y, x = near.T
+        inside = ((near >= margin) & (near < np.array(case.shape[1:]) + margin)).all(axis=1).reshape(PATCH)
+        found = objects[z, y, x].reshape(PATCH)
+        np.testing.assert_array_equal(sample["semantic"][sure], tissue[z, y, x].reshape(PATCH)[sure])
+        np.testing.assert_array_equal(sample["valid"][sure], (inside & (found != 3))[sure])
+        np.testing.assert_array_equal((sample["instances"] > 0)[sure], ((found == 1) | (found == 2))[sure])
 
 
 def test_mirrored_patch_is_the_flipped_volume(prepared: d3.Store) -> None:

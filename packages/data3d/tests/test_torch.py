@@ -1,5 +1,6 @@
 """Batches: joined as agreed, resumable at any step, the same from workers."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,27 +92,69 @@ def test_ranks_share_the_items_out(prepared: d3.Store) -> None:
     assert found == [[[6, 7], [12, 13]], [[8, 9], [14, 15]], [[10, 11], [16, 17]]]
 
 
-def test_workers_give_the_same_batches(prepared: d3.Store) -> None:
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_workers_give_the_same_batches(prepared: d3.Store, context: str) -> None:
     samples = dataset(prepared)
     samples[0]  # the parent has read before the workers start
     here = list(make_loader(samples, batch_size=2, start=0, stop=4))
-    for context in ("forkserver", "fork"):
-        loader = make_loader(samples, batch_size=2, start=0, stop=4, workers=2, context=context)
-        for a, b in zip(here, loader, strict=True):
-            assert_equal(a, b)
+    loader = make_loader(samples, batch_size=2, start=0, stop=4, workers=2, context=context)
+    for a, b in zip(here, loader, strict=True):
+        assert_equal(a, b)
 
 
-def test_damage_is_reported_from_a_worker(prepared: d3.Store, tmp_path: Path) -> None:
-    import shutil
+def test_an_epoch_is_a_permutation_however_many_ranks_share_it(prepared: d3.Store) -> None:
+    sampler = d3.PatchSampler((8, 8, 8), object_fraction=0)
+    samples = d3.PatchDataset(prepared, sampler, n_per_epoch=12)
+    alone = [(g, samples[g]["case_id"]) for g in range(12)]
+    assert all({case_id for _, case_id in alone[at : at + 3]} == set(prepared) for at in range(0, 12, 3))
+    for world in (1, 2, 3, 4):
+        loaders = [
+            make_loader(samples, batch_size=1, start=0, stop=12 // world, rank=r, world=world) for r in range(world)
+        ]
+        found = [(int(b["index"][0]), b["case_id"][0]) for loader in loaders for b in loader]
+        assert sorted(found) == alone
 
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_is_reported_from_a_worker(prepared: d3.Store, tmp_path: Path, workers: int) -> None:
     shutil.copytree(prepared.root, tmp_path / "copy")
     samples = dataset(d3.Store.open(tmp_path / "copy"))
     for shard in (tmp_path / "copy").glob("cases/*/*/0/c/0/0/0/0"):
         content = bytearray(shard.read_bytes())
         content[:-600] = bytes(len(content) - 600)  # the index stays
         shard.write_bytes(content)
-    with pytest.raises(d3.CorruptCaseError, match=r"case 'case[01]': .*0/c/0/0/0/0"):
-        list(make_loader(samples, batch_size=2, start=0, stop=2, workers=1))
+    with pytest.raises(d3.CorruptCaseError, match=r"^case 'case[01]': .*0/c/0/0/0/0") as caught:
+        list(make_loader(samples, batch_size=2, start=0, stop=2, workers=workers, context="fork"))
+    assert caught.value.case_id in ("case0", "case1")
+    assert Path(caught.value.path).name == "0"
+    assert caught.value.reason
+
+
+def test_batches_of_cases_with_and_without_masks(prepared: d3.Store, tmp_path: Path) -> None:
+    for name in ("a.nii", "b.nii"):
+        d3.write_nifti(np.arange(24**3, dtype=np.float32).reshape(24, 24, 24), tmp_path / name, affine=np.eye(4))
+    source = d3.CaseSource(
+        "boxes", (tmp_path / "a.nii", tmp_path / "b.nii"), objects=(d3.ObjectLabel(0, box_zyx=(4, 4, 4, 9, 9, 9)),)
+    )
+    d3.prepare_many(d3.Dataset("boxes", ("c",), (source,)), tmp_path / "out", d3.PrepareSpec())
+    both = (prepared, d3.Store.open(tmp_path / "out"))
+    sampler = d3.PatchSampler((16, 16, 16), object_fraction=1, dataset_weights={"toy": 1, "boxes": 1})
+    for raw in (False, True):
+        samples = d3.PatchDataset(both, sampler, n_per_epoch=8, raw=raw)
+        batch = next(iter(make_loader(samples, batch_size=8, start=0, stop=1)))
+        assert set(batch["dataset"]) == {"toy", "boxes"}
+        channels = [2 if name == "boxes" else 1 for name in batch["dataset"]]
+        assert [len(image) for image in batch["image"]] == channels
+        assert "instances" not in batch
+        assert all(len(boxes) == len(labels) > 0 for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True))
+        moved = dequantise(batch, "cpu")
+        plain = d3.PatchDataset(both, sampler, n_per_epoch=8)
+        for g, image in enumerate(moved["image"]):
+            np.testing.assert_array_equal(image.numpy(), plain[g]["image"])
+    alone = d3.PatchDataset(both[1], d3.PatchSampler((16, 16, 16)), n_per_epoch=2)
+    batch = collate(list(alone))
+    assert batch["image"].shape == (2, 2, 16, 16, 16)
+    assert "instances" not in batch
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"start": 3}, {"rank": 1}, {"workers": -1}, {"world": 0}])

@@ -34,7 +34,14 @@ class Cut:
 
     def image(self, case: Case, order: int) -> Float32[np.ndarray, "c z y x"]:
         """Return the intensities; 0 outside the case."""
-        return self._read(case.read_patch, order)
+        if is_flip(self.matrix) or case.dtype.kind == "f":
+            return self._read(case.read_patch, order)
+        out = self._read(
+            lambda start, extent: case.read_patch(start, extent, raw=True), order
+        )  # half the bytes to turn
+        out *= np.float32(case.scale)
+        out += np.float32(case.offset)
+        return out
 
     def semantic(self, case: Case) -> Int16[np.ndarray, "z y x"]:
         """Return the tissue labels, each from the nearest voxel; -1 outside the case."""
@@ -45,21 +52,14 @@ class Cut:
         return [*self._read(lambda start, extent: np.stack(case.read_instance_layers(start, extent)), 0)]
 
     def inside(self, shape: Triplet) -> Bool[np.ndarray, "z y x"]:
-        """Return which voxels lie inside a case of this shape: those whose nearest voxel exists."""
+        """Return which voxels lie inside a case of this shape: those whose nearest voxel is one of the case's."""
         out = np.ones(self.size, bool)
-        first = first_voxel(self.matrix, self.centre, self.size)
-        for i, n in enumerate(shape):
-            along_z, along_y, along_x = (self.matrix[i, j] * np.arange(self.size[j]) for j in range(3))
-            ends = [along[[0, -1]] for along in (along_z, along_y, along_x)]
-            if first[i] + sum(e.min() for e in ends) >= -0.5 and first[i] + sum(e.max() for e in ends) < n - 0.5:
-                continue
-            if is_flip(self.matrix):
-                j = i
-                line = first[i] + (along_z, along_y, along_x)[j]
-                out &= np.moveaxis(((line >= -0.5) & (line < n - 0.5))[:, None, None], 0, j)
-                continue
-            index = (first[i] + along_z)[:, None, None] + (along_y[:, None] + along_x)
-            out &= (index >= -0.5) & (index < n - 0.5)
+        for row, first, n in zip(self.matrix, first_voxel(self.matrix, self.centre, self.size), shape, strict=True):
+            z, y, x = (m * np.arange(k) if m else np.zeros(1) for m, k in zip(row, self.size, strict=True))
+            lowest, highest = (first + sum(f(along) for along in (z, y, x)) for f in (np.min, np.max))
+            if lowest < -0.5 or highest >= n - 0.5:
+                index = first + z[:, None, None] + (y[:, None] + x)
+                out &= (index >= -0.5) & (index < n - 0.5)
         return out
 
     def _read(self, read: Read, order: int) -> Shaped[np.ndarray, "*channel z y x"]:
@@ -68,7 +68,7 @@ class Cut:
             return np.ascontiguousarray(np.flip(read(self.start, self.size), mirrored))
         start, extent = read_window(self.matrix, self.centre, self.size, order)
         window = read(start, extent)
-        out = np.empty((*window.shape[:-3], *self.size), window.dtype)
+        out = np.empty((*window.shape[:-3], *self.size), window.dtype if order == 0 else np.float32)
         offset = first_voxel(self.matrix, self.centre, self.size) - start
         for channel in np.ndindex(window.shape[:-3]):
             flat = order == 0 and bool((window[channel] == window[channel].flat[0]).all())

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from girih_data3d.geometry import Triplet
 from girih_data3d.objects import Objects
+from girih_data3d.resampling import Number
 
 Layers = Sequence[Int32[np.ndarray, "z y x"]]
 ReadLayers = Callable[[tuple[slice, slice, slice]], Layers]
@@ -36,7 +37,7 @@ def moved_boxes(
     return np.concatenate([np.fmax(low, at - half), np.fmin(high, at + half)], axis=1)
 
 
-def add_boxes(sample: dict[str, Any], objects: Objects, moved: Float64[np.ndarray, "n 6"], min_visible: float) -> None:
+def add_boxes(sample: dict[str, Any], objects: Objects, moved: Float64[np.ndarray, "n 6"], min_visible: Number) -> None:
     """Add the boxes of objects without masks to a sample, and take the voxels of those left out from its `valid`.
 
     Left out are objects to ignore, those of which less than `min_visible` of the box's volume lies in the patch, and

@@ -40,8 +40,8 @@ class PatchSampler:
     """Objects of which a smaller share of voxels (of the box's volume, where there are no masks) lies in the patch are
     not in `boxes`, and not `valid`; 0 keeps every object with a voxel in the patch, as nnDetection does."""
     dataset_weights: Mapping[str, Number] | None = None
-    """Name of each dataset -> how often it is drawn relative to the others, among both kinds of items; shared out evenly
-    among its cases, or its objects. With weights, cases are drawn independently of each other."""
+    """Name of each dataset -> how often it is drawn relative to the others, among both kinds of items; its cases, or
+    its objects, share that evenly. With weights, cases are drawn independently of each other."""
     case_weights: Mapping[str, Number] | None = None
     """Case id -> how often it is drawn relative to the other cases of its dataset (0: never), for both kinds of items;
     1 for those not named."""

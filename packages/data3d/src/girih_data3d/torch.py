@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from girih_data3d.dataset import PatchDataset
+from girih_data3d.errors import CorruptCaseError
 
 LISTS = ("boxes", "labels")
 TEXTS = ("case_id", "dataset")
@@ -103,20 +104,50 @@ def make_loader(
 
     Raises:
         ValueError: a number out of range.
+        CorruptCaseError: while iterating, from whichever process read the damaged case, with its case and path.
     """
     if batch_size < 1 or workers < 0 or not 0 <= start <= stop or not 0 <= rank < world:
         given = f"batch_size={batch_size}, workers={workers}, start={start}, stop={stop}, rank={rank}, world={world}"
         raise ValueError(f"{given}: wanted batch_size >= 1, workers >= 0, 0 <= start <= stop, 0 <= rank < world")
-    samples: Any = dataset  # has the two methods of a map-style dataset
-    return DataLoader(
+    samples: Any = _Samples(dataset)  # has the two methods of a map-style dataset
+    return _Loader(
         samples,
         batch_sampler=Steps(batch_size, start, stop, rank, world),
-        collate_fn=collate,
+        collate_fn=_collate,
         num_workers=workers,
         multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the global one, and a resumed run draws once more
     )
+
+
+class _Loader(DataLoader[dict[str, Any]]):
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, CorruptCaseError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples, and damage as a value: torch would carry an exception's text between processes, but not its case."""
+
+    dataset: PatchDataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, g: int) -> dict[str, Any] | CorruptCaseError:
+        try:
+            return self.dataset[g]
+        except CorruptCaseError as error:
+            return error
+
+
+def _collate(samples: Sequence[Any]) -> dict[str, Any] | CorruptCaseError:
+    damage = [sample for sample in samples if isinstance(sample, CorruptCaseError)]
+    return damage[0] if damage else collate(samples)
 
 
 def _move(value: Any, device: torch.device) -> Any:
