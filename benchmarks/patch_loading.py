@@ -5,7 +5,8 @@
 
 Reading: every reader reads the same random windows of one synthetic CT, in turns, in one process; the figure is the
 median CPU time (user + system, all threads) of a round. Before that, all readers must return the same values. blosc2
-has the parameters of nnU-Net (lz4hc 5, 32^3 blocks) and of nnssl (zstd 8, 16^3 blocks), both on float32, their stored type.
+has the parameters of nnU-Net (lz4hc 5, 32^3 blocks) and of nnssl (zstd 8, 16^3 blocks), both on float32, as they store.
+The bytes of a cold read are counted by the kernel, so that the disk has to be a real one.
 Loaders: random 128^3 patches with one third around an object, from the same scans, each system from its usual files.
 Readers and loaders that are not installed are left out (pip install blosc2 torchio monai torch).
 """
