@@ -55,7 +55,7 @@ def test_large_arrays_are_split_into_shards_of_one_channel(small_case: MakeCase,
 def test_same_input_gives_the_same_bytes(small_case: MakeCase, overlapping: d3.Store, tmp_path: Path) -> None:
     case = overlapping["two"]
     again = {
-        "instances": [layer for layer in case.read_instance_layers((0, 0, 0), case.shape[1:])],
+        "instances": case.read_instance_layers((0, 0, 0), case.shape[1:]),
         "semantic": case.read_label_patch("semantic", (0, 0, 0), case.shape[1:]),
         "objects": [],
     }

@@ -1,6 +1,5 @@
 """Whatever byte of a case or of the index changes, reading raises; nothing is ever made up."""
 
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -134,4 +133,3 @@ def test_unreadable_file(overlapping: d3.Store) -> None:
     with pytest.raises(d3.CorruptCaseError, match="not readable") as caught:
         overlapping["two"]
     assert caught.value.path == str(path)
-    os.rmdir(path)

@@ -224,6 +224,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> CaseIndex:
 
 
 def write_index(folder: Path, index: CaseIndex) -> None:
+    """Write an index into a new folder."""
     columns: dict[str, np.ndarray] = {"box_case": index.box_case}
     for name, column in _columns(index).items():
         if name in TEXTS:

@@ -21,8 +21,8 @@ QUICK = ("folder", "mtime_ns")
 def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
     """Return what a prepared case depends on, as plain JSON values: every field of its source.
 
-    A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read and
-    its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the
+    A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read
+    and its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the
     latest one, and the hash that of all files.
 
     Raises:
@@ -34,7 +34,7 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
 
 
 def is_origin(source: CaseSource, recorded: Any) -> bool:
-    """Return whether a case whose record says `recorded` was made from this source, wherever it was copied, and when."""
+    """Return whether a case whose record says `recorded` was made from this source, wherever it was copied to."""
     return bool(_timeless(origin_of(source, recorded)) == _timeless(recorded))
 
 
