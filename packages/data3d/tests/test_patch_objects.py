@@ -1,7 +1,6 @@
 """Objects in patches: masks that overlap, boxes and spheres without masks, and what is left out."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -116,22 +116,9 @@ def warp(
     Order 0 keeps the type (nearest voxel), 1 (linear) and 3 (cubic spline) give float32. Equal to scipy's
     affine_transform; a map without rotation is applied axis by axis, which is 3 to 10 times faster.
     """
-    plain: Any = ndimage  # its published types are partial
     if (matrix == np.diag(np.diag(matrix))).all():
-        lines = [*zip(window.shape, patch_zyx, np.diag(matrix).tolist(), offset.tolist(), strict=True)]
-        if order == 0:
-            near = (
-                np.floor(step * np.arange(n) + first + 0.5).astype(int).clip(0, old - 1)
-                for old, n, step, first in lines
-            )
-            taken: np.ndarray = window[np.ix_(*near)]
-            return taken
-        z, y, x = (_line_operator(*line, order) for line in lines)
-        out: np.ndarray = (z @ window.astype(np.float32, copy=False).reshape(len(window), -1)).reshape(
-            -1, *window.shape[1:]
-        )
-        out = y @ out @ x.T
-        return out
+        return _along_axes(window, np.diag(matrix), offset, patch_zyx, order)
+    plain: Any = ndimage  # its published types are partial
     if order == 3:
         window = plain.spline_filter(window, 3, output=np.float32, mode="nearest")
     return np.asarray(
@@ -146,6 +133,25 @@ def warp(
             prefilter=False,
         )
     )
+
+
+def _along_axes(
+    window: Shaped[np.ndarray, "z y x"],
+    steps: Float64[np.ndarray, "3"],
+    first: Float64[np.ndarray, "3"],
+    patch_zyx: Triplet,
+    order: int,
+) -> Shaped[np.ndarray, "Z Y X"]:
+    """Take patch index o of an axis from window index step * o + first, one axis after the other."""
+    lines = [*zip(window.shape, patch_zyx, steps.tolist(), first.tolist(), strict=True)]
+    if order == 0:
+        near = (np.floor(step * np.arange(n) + at + 0.5).astype(int).clip(0, old - 1) for old, n, step, at in lines)
+        taken: np.ndarray = window[np.ix_(*near)]
+        return taken
+    z, y, x = (_line_operator(*line, order) for line in lines)
+    planes = z @ window.astype(np.float32, copy=False).reshape(len(window), -1)
+    resampled: np.ndarray = y @ planes.reshape(-1, *window.shape[1:]) @ x.T
+    return resampled
 
 
 def _line_operator(old: int, new: int, step: float, first: float, order: int) -> Float32[np.ndarray, "{new} {old}"]:
