@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xarray as xr
+from jaxtyping import Int16
 
 from girih_data3d.annotations import ground_truth, objects_on_grid, read_annotations
 from girih_data3d.atomic import written_aside
@@ -11,7 +13,7 @@ from girih_data3d.case_writer import write_case
 from girih_data3d.errors import ScanError, StaleCaseError
 from girih_data3d.layout import SCHEMA, case_folder
 from girih_data3d.manifest import CaseSource
-from girih_data3d.prepare import choose_grid, labels_on_grid, prepare_on_grid
+from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid
 from girih_data3d.provenance import is_origin, origin_of, recorded_origin
 from girih_data3d.scan import read_labels
 from girih_data3d.source import read_source
@@ -55,12 +57,13 @@ def prepare_case(
     scan = read_source(source)
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
-    semantic = None if source.semantic is None else read_labels(source.semantic, like=scan).values
-    if semantic is not None and semantic.max() > np.iinfo(np.int16).max:
-        raise ScanError(f"{source.semantic}: label {semantic.max()}, wanted at most {np.iinfo(np.int16).max}")
     truth = ground_truth(source, scan, annotations, classes)
     objects, layers = ([], []) if annotations is None else objects_on_grid(annotations, grid)
+    clipped = 0 if annotations is None else annotations.clipped
+    del annotations  # its label maps are as large as the scan
+    semantic = _semantic(source, scan, grid)
     volume, prepared = prepare_on_grid(scan, spec, grid)
+    del scan
     attributes = {
         "schema": SCHEMA,
         "case_id": source.case_id,
@@ -70,7 +73,7 @@ def prepare_case(
         "source": origin_of(source),
         "prepared": prepared,
         "truth": truth,
-        "notes": {"objects_clipped": 0 if annotations is None else annotations.clipped},
+        "notes": {"objects_clipped": clipped},
     }
     with written_aside(root, target) as aside:
         write_case(
@@ -80,7 +83,16 @@ def prepare_case(
             spec=spec,
             instances=layers,
             objects=objects,
-            semantic=None if semantic is None else labels_on_grid(semantic, grid).astype(np.int16),
+            semantic=semantic,
             attributes=attributes,
         )
     return "done"
+
+
+def _semantic(source: CaseSource, scan: xr.DataArray, grid: Grid) -> Int16[np.ndarray, "z y x"] | None:
+    if source.semantic is None:
+        return None
+    labels = read_labels(source.semantic, like=scan).values
+    if labels.max() > np.iinfo(np.int16).max:
+        raise ScanError(f"{source.semantic}: label {labels.max()}, wanted at most {np.iinfo(np.int16).max}")
+    return labels_on_grid(labels, grid).astype(np.int16)

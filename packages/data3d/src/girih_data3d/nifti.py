@@ -45,10 +45,12 @@ def read_nifti(
             header = _header(path, stream.read(nib.Nifti2Header.sizeof_hdr))
             affine = _affine(path, header)
             return _voxels(path, stream, header, frame), affine
-    except (nib.spatialimages.HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+    except EOFError as error:
+        raise ScanError(f"{path}: truncated: {error}") from error
+    except (nib.spatialimages.HeaderDataError, OSError, zlib.error, ValueError) as error:
         if isinstance(error, ScanError):
             raise
-        raise ScanError(f"{path}: not a readable NIfTI file, truncated or damaged: {error}") from error
+        raise ScanError(f"{path}: not a readable NIfTI file: {error}") from error
 
 
 def write_nifti(

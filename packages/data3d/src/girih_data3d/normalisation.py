@@ -1,5 +1,7 @@
 """Intensity normalisation, and the record of it that travels with prepared data and weights."""
 
+import math
+from collections.abc import Iterator
 from typing import Literal, TypedDict, get_args
 
 import numpy as np
@@ -49,33 +51,45 @@ def normalize(
     Raises:
         ValueError: a missing or superfluous parameter, another number of channels, an empty clip range, std <= 0.
     """
+    out = volume.copy()
+    return out, normalize_in_place(out, scheme, clip=clip, mean=mean, std=std, mask=mask)
+
+
+def normalize_in_place(
+    volume: Float32[np.ndarray, "c z y x"],
+    scheme: Scheme,
+    *,
+    clip: Range | None = None,
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
+    mask: Bool[np.ndarray, "mz my mx"] | None = None,
+) -> Normalisation:
+    """Do what `normalize` does to the volume itself, and return the record; it takes no more than a slice of memory.
+
+    Raises:
+        ValueError: as for `normalize`.
+    """
     params = check_normalisation(scheme, clip=clip, mean=mean, std=std)
     if mask is not None and scheme != "zscore_mask":
         raise ValueError(f"mask is given, but scheme {scheme!r} does not use it")
     if mask is not None and mask.shape != volume.shape[1:]:
         raise ValueError(f"mask has shape {mask.shape}, the volume {volume.shape[1:]}")
-    out = volume.copy() if clip is None else volume.clip(np.float32(clip[0]), np.float32(clip[1]))
-    if scheme == "none":
-        return out, params
-    if mean is not None and std is not None:
-        if len(mean) != len(out):
-            raise ValueError(f"mean and std have {len(mean)} values, the volume has {len(out)} channels")
-        for channel, m, s in zip(out, mean, std, strict=True):
-            _shift_and_scale(channel, m, s)
-        return out, params
+    if mean is not None and std is not None and len(mean) != len(volume):
+        raise ValueError(f"mean and std have {len(mean)} values, the volume has {len(volume)} channels")
     if scheme == "zscore_mask" and mask is None:
         mask = (volume != 0).any(axis=0)
-    for channel in out:
-        inside = channel if mask is None else channel[mask]
-        m = float(inside.mean(dtype=np.float64)) if inside.size else 0.0
-        s = float(inside.std(dtype=np.float64)) if inside.size else 0.0
+    if clip is not None:
+        np.clip(volume, np.float32(clip[0]), np.float32(clip[1]), out=volume)
+    for number, channel in enumerate(volume if scheme != "none" else ()):
+        m, s = _moments(channel, mask) if mean is None or std is None else (mean[number], std[number])
         if s <= CONSTANT_BELOW * abs(m):
             channel[:] = 0
         else:
-            _shift_and_scale(channel, m, s)
+            channel -= np.float32(m)
+            channel /= np.float32(s)
         if mask is not None:
             channel[~mask] = 0
-    return out, params
+    return params
 
 
 def check_normalisation(
@@ -109,6 +123,20 @@ def check_normalisation(
     }
 
 
-def _shift_and_scale(channel: Float32[np.ndarray, "z y x"], mean: Number, std: Number) -> None:
-    channel -= np.float32(mean)
-    channel /= np.float32(std)
+def _moments(channel: Float32[np.ndarray, "z y x"], mask: Bool[np.ndarray, "z y x"] | None) -> tuple[float, float]:
+    """Return mean and standard deviation, in float64, slice by slice; zeros if there is no voxel."""
+    count, total, squares = 0, 0.0, 0.0
+    for values in _slices(channel, mask):
+        count += values.size
+        total += float(values.sum(dtype=np.float64))
+    mean = total / max(1, count)
+    for values in _slices(channel, mask):
+        squares += float(np.square(values.astype(np.float64) - mean).sum())
+    return mean, math.sqrt(squares / max(1, count))
+
+
+def _slices(
+    channel: Float32[np.ndarray, "z y x"], mask: Bool[np.ndarray, "z y x"] | None
+) -> Iterator[Float32[np.ndarray, "*n"]]:
+    for number, plane in enumerate(channel):
+        yield plane if mask is None else plane[mask[number]]

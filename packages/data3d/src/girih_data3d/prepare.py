@@ -6,13 +6,13 @@ from typing import TypedDict
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import MAX_VOXELS
 from girih_data3d.instances import resample_instances
-from girih_data3d.normalisation import Normalisation, normalize
+from girih_data3d.normalisation import Normalisation, normalize_in_place
 from girih_data3d.resampling import Triple, new_shape, resample
 from girih_data3d.spec import PrepareSpec
 
@@ -66,7 +66,7 @@ def choose_grid(scan: xr.DataArray, spec: PrepareSpec, boxes: Float64[np.ndarray
     shape: Size = (scan.sizes["z"], scan.sizes["y"], scan.sizes["x"])
     start, stop = (0, 0, 0), shape
     if spec.crop == "nonzero":
-        start, stop = _bounds((scan.values != 0).any(axis=0))
+        start, stop = _bounds(scan.values)
         if boxes is not None and len(boxes):
             low, high = np.floor(boxes[:, :3].min(axis=0)), np.ceil(boxes[:, 3:].max(axis=0))
             start = _size(np.minimum(start, low.astype(int)))
@@ -97,7 +97,7 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
         method=spec.method,
         antialias=spec.antialias,
     )
-    volume, record = normalize(volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask)
+    record = normalize_in_place(volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask)
     prepared: Prepared = {
         "source_shape_zyx": [int(n) for n in scan.attrs["source_shape_zyx"]],
         "source_affine": np.asarray(scan.attrs["source_affine"]).tolist(),
@@ -122,14 +122,21 @@ def _window(grid: Grid) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def _bounds(kept: np.ndarray) -> tuple[Size, Size]:
-    """Return the half-open bounds of the true voxels, or of everything if there is none."""
-    low, high = [], []
+def _bounds(volume: Float32[np.ndarray, "c z y x"]) -> tuple[Size, Size]:
+    """Return the half-open bounds of what is not zero in any channel, or of everything if there is nothing.
+
+    Looks at planes from the border inwards, so that a volume without an empty border is hardly read.
+    """
+    low, high = np.zeros(3, np.int64), np.array(volume.shape[1:])
     for axis in range(3):
-        line = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
-        low.append(int(line[0]) if len(line) else 0)
-        high.append(int(line[-1]) + 1 if len(line) else kept.shape[axis])
-    return _size(np.array(low)), _size(np.array(high))
+        kept = volume[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))]
+        planes = np.moveaxis(kept, axis + 1, 0)
+        first = next((i for i, plane in enumerate(planes) if plane.any()), None)
+        if first is None:
+            return (0, 0, 0), _size(high)
+        last = next(i for i in reversed(range(len(planes))) if planes[i].any())
+        low[axis], high[axis] = first, last + 1
+    return _size(low), _size(high)
 
 
 def _size(values: Int64[np.ndarray, "3"]) -> Size:

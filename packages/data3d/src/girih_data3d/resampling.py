@@ -197,6 +197,9 @@ def _each_slice(
 
 
 def _along_z(volume: Shaped[np.ndarray, "z y x"], out: Float32[np.ndarray, "Z y x"], bands: list[Band]) -> None:
-    source = np.ascontiguousarray(volume, np.float32).reshape(len(volume), -1)
-    for rows, needed, weights in bands:
-        np.matmul(weights, source[needed], out=out[rows].reshape(len(weights), -1))
+    (z, y, x), flat = volume.shape, out.reshape(len(out), -1)
+    for low in range(0, y, BLOCK):
+        source = np.ascontiguousarray(volume[:, low : low + BLOCK], np.float32).reshape(z, -1)
+        columns = slice(low * x, low * x + source.shape[1])
+        for rows, needed, weights in bands:
+            np.matmul(weights, source[needed], out=flat[rows, columns])

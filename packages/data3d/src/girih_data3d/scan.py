@@ -87,10 +87,9 @@ def read_labels(path: Path | str, *, like: xr.DataArray) -> xr.DataArray:
     if low < 0 or high > np.iinfo(np.int32).max:
         raise ScanError(f"{path}: labels from {low} to {high}, wanted 0 to {np.iinfo(np.int32).max}")
     whole = np.ascontiguousarray(labels, dtype=np.int32)
-    fractional = int((whole != labels).sum())
-    if fractional:
-        value = labels[whole != labels][0]
-        raise ScanError(f"{path}: {fractional} labels are not whole numbers, for example {value}")
+    if labels.dtype.kind == "f" and not np.array_equal(whole, labels):
+        fractional = labels[whole != labels]
+        raise ScanError(f"{path}: {len(fractional)} labels are not whole numbers, for example {fractional[0]}")
     coords = {axis: like.coords[axis] for axis in ("z", "y", "x")}
     return xr.DataArray(whole, dims=("z", "y", "x"), coords=coords, name="labels", attrs=dict(like.attrs))
 
