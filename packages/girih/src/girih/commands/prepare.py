@@ -1,10 +1,6 @@
 """`girih prepare`: from files on disk to a zarr dataset."""
 
-import os
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -35,8 +31,8 @@ class Prepare:
     """Standard deviation of the scheme ct."""
     overwrite: bool = False
     """Prepare again the cases whose source or settings changed; without it they are an error."""
-    workers: int = 0
-    """Processes; 0: one per core."""
+    workers: int | None = None
+    """Processes; by default one per core, 0 for none beside this one."""
 
     def run(self) -> None:
         """Prepare every case, write the truth beside it, and report.
@@ -55,7 +51,7 @@ class Prepare:
 
 
 def prepare(
-    data: Path, out: Path, spec: girih_data3d.PrepareSpec, *, overwrite: bool = False, workers: int = 0
+    data: Path, out: Path, spec: girih_data3d.PrepareSpec, *, overwrite: bool = False, workers: int | None = None
 ) -> None:
     """Prepare the dataset in `data` into `out`, with a truth file per labelled case in `out`/truth.
 
@@ -63,12 +59,11 @@ def prepare(
         ValueError: a case failed; the message names each with its reason. The others are kept.
     """
     dataset = girih_data3d.read_manifest(data)
-    count = workers or min(len(dataset.sources), os.cpu_count() or 1)
     console = Console(stderr=True)
-    with Progress(console=console) as progress, _executor(count) as pool:
+    with Progress(console=console) as progress:
         bar = progress.add_task(f"preparing {dataset.name}", total=len(dataset.sources))
         report = girih_data3d.prepare_many(
-            dataset, out, spec, executor=pool, overwrite=overwrite, on_progress=lambda *_: progress.advance(bar)
+            dataset, out, spec, workers=workers, overwrite=overwrite, on_progress=lambda *_: progress.advance(bar)
         )
     store, truth = girih_data3d.Store.open(out), out / "truth"
     for case_id in (*report.done, *report.skipped):
@@ -82,8 +77,3 @@ def prepare(
         raise ValueError(
             "\n  ".join(["some cases failed:", *(f"{case}: {why}" for case, why in report.failed.items())])
         )
-
-
-def _executor(count: int) -> AbstractContextManager[Executor | None]:
-    """A pool of `count` processes; None for one, which needs no pool."""
-    return nullcontext() if count == 1 else ProcessPoolExecutor(count, mp_context=get_context("spawn"))
