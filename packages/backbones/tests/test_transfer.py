@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from girih_backbones import (
     UNetDecoder,
     Weights,
     load_weights,
+    make_encoder,
     make_stem,
+    preset,
     read_weights,
     save_weights,
 )
+from girih_backbones.described import PRESETS, preset_of
+
+IMAGE = torch.randn(1, 1, 8, 8, 8)
 
 
 def small(in_channels: int = 1, channels: tuple[int, ...] = (2, 4), **kwargs: Any) -> ResidualEncoder:
@@ -202,7 +208,37 @@ def test_other_widths_show_both_shapes_of_the_first_failures(weights: Weights) -
 
 def test_another_class(weights: Weights) -> None:
     error = fails(PlainEncoder(1, channels=(2, 4), convs=(2, 2)), weights)
-    assert "found ResidualEncoder, wanted PlainEncoder" in str(error)
+    first, *_ = str(error).splitlines()
+    assert first == (
+        f"{weights.path}: found ResidualEncoder of 2 stages, channels [2, 4]; wanted PlainEncoder of 2 stages, "
+        f"channels [2, 4]; nothing loaded, {len(error.report.errors)} tensors do not fit"
+    )
+
+
+def test_another_preset_is_called_by_its_name(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shapes = {name: t.shape for name, t in make_encoder(preset("resenc_l"), 1).state_dict().items()}
+        model = make_encoder(preset("retina_unet_v002"), 1)
+    save_weights(tmp_path / "w.safetensors", encoder=small())
+    header = read_weights(tmp_path / "w.safetensors").header | {"encoder": preset("resenc_l")}
+    tensors = {f"encoder.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    with pytest.raises(TransferError) as caught:
+        load_weights(model, Weights(tensors, header, Path("checkpoint_final.pth")))
+    first, *_ = str(caught.value).splitlines()
+    assert first.startswith(
+        "checkpoint_final.pth: found ResidualEncoder resenc_l; wanted PlainEncoder retina_unet_v002; nothing loaded"
+    )
+
+
+def test_presets_are_recognised_whatever_their_initialisation() -> None:
+    for name in PRESETS:
+        description = preset(name)
+        description["kwargs"]["init"] = "he"
+        assert preset_of(description) == name
+        description["kwargs"]["channels"][0] = 16
+        assert preset_of(description) is None
+    with pytest.raises(ValueError, match=re.escape(f"wanted one of {sorted(PRESETS)}")):  # all there are
+        preset("")
 
 
 def test_a_deeper_model_misses_tensors_unless_allowed(source: ResidualEncoder, weights: Weights) -> None:
@@ -238,7 +274,8 @@ def test_another_neck(source: ResidualEncoder, weights: Weights) -> None:
     encoder = small()
     pyramid = FeaturePyramid(encoder, UFPN(encoder.channels, encoder.strides, first_level=1))
     error = fails(pyramid, weights, scope="all")
-    assert "found ResidualEncoder+UNetDecoder, wanted ResidualEncoder+UFPN" in str(error)
+    found = "ResidualEncoder of 2 stages, channels [2, 4]"
+    assert f"found {found} + UNetDecoder; wanted {found} + UFPN" in str(error)
     load_weights(pyramid, weights, scope="all", allow=("neck.*",))
     assert equal(pyramid.encoder, source)
 
@@ -259,6 +296,124 @@ def test_settings_without_tensors_are_reported(tmp_path: Path) -> None:
         "encoder downsampling: file [[1, 1, 1], [2, 2, 2]], model [[1, 1, 1], [1, 2, 2]]",
         "encoder activation: file relu, model leaky_relu",
     )
+
+
+# --- stages and kernels that only one of the two has --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["encoder", "all"])
+@pytest.mark.parametrize("neck", [UNetDecoder, UFPN])
+@pytest.mark.parametrize("deeper", ["file", "model"])
+def test_skip_deeper_loads_the_common_stages(tmp_path: Path, deeper: str, neck: type, scope: Any) -> None:
+    settings = {"first_level": 1, "out_channels": 8} if neck is UFPN else {}
+    widths = {"file": (2, 4, 4), "model": (2, 4)} if deeper == "file" else {"file": (2, 4), "model": (2, 4, 4)}
+    pyramids = {side: small(channels=channels) for side, channels in widths.items()}
+    pyramids = {s: FeaturePyramid(e, neck(e.channels, e.strides, **settings)) for s, e in pyramids.items()}
+    source, model = pyramids["file"], pyramids["model"]
+    save_weights(tmp_path / "w.safetensors", encoder=source.encoder, neck=source.neck)
+    weights = read_weights(tmp_path / "w.safetensors")
+    target = model if scope == "all" else model.encoder
+    fails(target, weights, scope=scope)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(target, weights, scope=scope, skip_deeper=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.encoder(IMAGE), source.encoder(IMAGE), strict=False))
+    own = {row.name for row in report.rows if row.status == "missing"}
+    if deeper == "model":
+        assert {row.reason for row in report.rows if row.status == "missing"} == {"skip_deeper: the file has 2 stages"}
+        assert {name for name in before if ".stages.2." in name} <= own
+    else:
+        assert own == set()
+        left = {row.name for row in report.rows if row.reason == "skip_deeper: the model has 2 stages"}
+        assert {name for name in weights.tensors if ".stages.2." in name} <= left
+    for name, tensor in target.state_dict().items():
+        name = name if scope == "all" else f"encoder.{name}"
+        assert torch.equal(tensor, before[name] if name in own else weights.tensors[name])
+
+
+def test_skip_deeper_is_for_whole_stages_only(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", encoder=small(channels=(2, 4, 4)))
+    weights = read_weights(tmp_path / "w.safetensors")
+    error = fails(small(channels=(2, 6)), weights, skip_deeper=True)
+    assert {row.name.split(".")[2] for row in error.report.errors} == {"1"}
+    error = fails(ResidualEncoder(1, channels=(2, 4), blocks=(1, 2)), weights, skip_deeper=True)
+    assert {row.reason for row in error.report.errors} == {"in the model, not in the file"}
+
+
+@pytest.mark.parametrize("kernels", [((1, 3, 3), (3, 3, 3)), ((1, 1, 3), (3, 1, 3)), ((1, 1, 1), (1, 1, 1))])
+def test_average_kernels_takes_the_mean_along_an_axis(source: ResidualEncoder, weights: Weights, kernels) -> None:
+    model = small(kernels=kernels)
+    fails(model, weights)
+    report = load_weights(model, weights, average_kernels=True)
+    rows = {row.name: row for row in report.rows}
+    for name, tensor in model.state_dict().items():
+        value = source.state_dict()[name]
+        if value.shape == tensor.shape:
+            assert torch.equal(tensor, value)
+            continue
+        total = value
+        for axis in (2, 3, 4):
+            if tensor.shape[axis] == 1:
+                total = total.sum(axis, keepdim=True)
+        torch.testing.assert_close(tensor, total * (tensor[0, 0].numel() / value[0, 0].numel()))
+        row = rows[f"encoder.{name}"]
+        assert row.status == "reshaped"
+        axes = ", ".join(axis for axis, a, b in zip("zyx", value.shape[2:], tensor.shape[2:], strict=True) if a != b)
+        assert row.reason.endswith(f"average_kernels: mean of the kernel along {axes}")
+
+
+def test_average_kernels_keeps_what_an_image_equal_along_the_axis_gives() -> None:
+    source, model = small(), small(kernels=((1, 3, 3), (1, 3, 3)))
+    image = torch.randn(1, 1, 1, 8, 8).expand(1, 1, 24, 8, 8)
+    stem = source.stem.conv.weight.mean(2, keepdim=True)
+    model.stem.conv.load_state_dict({"weight": stem, "bias": source.stem.conv.bias})
+    thick, thin = source.stem.conv(image)[:, :, 12], model.stem.conv(image)[:, :, 12]
+    bias = source.stem.conv.bias.view(1, -1, 1, 1)
+    torch.testing.assert_close((thick - bias) / 3, thin - bias)  # a factor that the normalisation removes
+
+
+def test_average_kernels_never_widens_or_touches_the_way_up(tmp_path: Path) -> None:
+    save_weights(tmp_path / "flat.safetensors", encoder=small(kernels=((1, 3, 3), (3, 3, 3))))
+    error = fails(small(), read_weights(tmp_path / "flat.safetensors"), average_kernels=True)
+    assert "found (2, 1, 1, 3, 3), wanted (2, 1, 3, 3, 3)" in str(error)
+    pyramid = unet(small())
+    save_weights(tmp_path / "w.safetensors", encoder=pyramid.encoder, neck=pyramid.neck)
+    flat = unet(small(downsampling=((1, 1, 1), (1, 2, 2))))
+    error = fails(flat, read_weights(tmp_path / "w.safetensors"), scope="all", average_kernels=True)
+    assert [row.name for row in error.report.errors] == ["neck.up.0.weight"]
+
+
+def test_a_stem_is_averaged_before_it_is_replicated(source: ResidualEncoder, weights: Weights) -> None:
+    model = small(4, kernels=((1, 3, 3), (3, 3, 3)))
+    report = load_weights(model, weights, stem="replicate", average_kernels=True)
+    mean = source.stem.conv.weight.mean(2, keepdim=True)
+    torch.testing.assert_close(model.stem.conv.weight, mean.repeat(1, 4, 1, 1, 1) / 4)
+    assert report.rows[0].reason == (
+        "found (2, 1, 3, 3, 3), wanted (2, 4, 1, 3, 3): average_kernels: mean of the kernel along z; repeated over 4 "
+        "channels, divided by 4"
+    )
+
+
+def test_an_option_that_nothing_needs_changes_nothing(source: ResidualEncoder, weights: Weights) -> None:
+    model = small()
+    assert load_weights(model, weights, skip_deeper=True, average_kernels=True).counts["reshaped"] == 0
+    assert equal(model, source)
+
+
+# --- a model that cannot take the values --------------------------------------------------------------------------
+
+
+def test_values_out_of_the_range_of_the_models_type(weights: Weights) -> None:
+    weights.tensors["encoder.stages.1.0.conv2.norm.bias"][1] = 1e6
+    model = small().half()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"encoder\.stages\.1\.0\.conv2\.norm\.bias as torch\.float16 cannot hold"):
+        load_weights(model, weights)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_without_memory(weights: Weights) -> None:
+    with pytest.raises(ValueError, match="on device 'meta', wanted a model with memory"):
+        load_weights(small().to("meta"), weights)
 
 
 def test_model_scope_and_patterns_must_be_of_their_kind(weights: Weights) -> None:
@@ -287,6 +442,13 @@ def test_the_report_prints_and_saves(weights: Weights) -> None:
         "error": False,
     }
     assert content["found"] == content["wanted"] == {"encoder": weights.header["encoder"]}
+
+
+def test_notes_of_the_file_are_in_the_report(weights: Weights) -> None:
+    weights.header["notes"] = ["downsampling is assumed"]
+    report = load_weights(small(), weights)
+    assert str(report).splitlines()[1] == "note: downsampling is assumed"
+    assert json.loads(report.to_json())["notes"] == ["downsampling is assumed"]
 
 
 def test_the_report_of_a_failure_marks_the_failing_rows(weights: Weights) -> None:

@@ -3,6 +3,7 @@
 from girih_backbones.counting import Counts, count
 from girih_backbones.descriptions import describe, make_encoder, make_neck, make_stem, preset
 from girih_backbones.encoder import Encoder
+from girih_backbones.export import export_nnunet
 from girih_backbones.interfaces import Description, Neck, WeightsHeader
 from girih_backbones.plain import PlainEncoder
 from girih_backbones.pyramid import FeaturePyramid
@@ -11,7 +12,7 @@ from girih_backbones.residual import ResidualEncoder
 from girih_backbones.transfer import load_weights
 from girih_backbones.ufpn import UFPN
 from girih_backbones.unet import UNetDecoder
-from girih_backbones.weights import Weights, WeightsError, read_weights, save_weights
+from girih_backbones.weights import Weights, WeightsError, read_weights, save_weights, write_weights
 
 __all__ = [
     "UFPN",
@@ -31,6 +32,7 @@ __all__ = [
     "WeightsHeader",
     "count",
     "describe",
+    "export_nnunet",
     "load_weights",
     "make_encoder",
     "make_neck",
@@ -38,4 +40,5 @@ __all__ = [
     "preset",
     "read_weights",
     "save_weights",
+    "write_weights",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -33,6 +33,8 @@ class WeightsHeader(TypedDict):
     """Where the weights come from, when another program trained them."""
     versions: dict[str, str]
     """Package -> version that wrote the file."""
+    notes: NotRequired[list[str]]
+    """What was inferred, decided or left out when another program's file was read; absent if nothing was."""
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from girih_backbones.described import preset_of
 from girih_backbones.interfaces import Description
 
 Status: TypeAlias = Literal["loaded", "reshaped", "skipped", "missing"]
@@ -36,12 +37,14 @@ class TransferReport:
         file: where the weights come from.
         found, wanted: the parts of the file and of the model that were compared, as "encoder" and perhaps "neck".
         rows: first the model's tensors in the model's order, then the rest of the file.
+        notes: what was inferred, decided or left out when another program's file was read.
     """
 
     file: str
     found: dict[str, Description]
     wanted: dict[str, Description]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -75,13 +78,14 @@ class TransferReport:
         return tuple(lines)
 
     def to_json(self) -> str:
-        """Return the report as JSON: file, found, wanted, counts, differences and rows."""
+        """Return the report as JSON: file, found, wanted, counts, differences, notes and rows."""
         content: dict[str, Any] = {
             "file": self.file,
             "found": self.found,
             "wanted": self.wanted,
             "counts": self.counts,
             "differences": self.differences,
+            "notes": self.notes,
             "rows": [asdict(row) for row in self.rows],
         }
         return json.dumps(content, indent=1)
@@ -90,7 +94,8 @@ class TransferReport:
         summary = ", ".join(f"{number} {status}" for status, number in self.counts.items())
         width = max((len(row.name) for row in self.rows), default=0)
         table = [f"{'! ' if r.error else '  '}{r.name:<{width}}  {r.status:<8}  {r.reason}".rstrip() for r in self.rows]
-        return "\n".join([f"{self.file}: {summary}", *(f"differs: {line}" for line in self.differences), *table])
+        differs, notes = (f"differs: {line}" for line in self.differences), (f"note: {line}" for line in self.notes)
+        return "\n".join([f"{self.file}: {summary}", *differs, *notes, *table])
 
 
 class TransferError(ValueError):
@@ -99,12 +104,22 @@ class TransferError(ValueError):
     def __init__(self, report: TransferReport) -> None:
         self.report = report
         errors = report.errors
-        found, wanted = ("+".join(part["class"] for part in side.values()) for side in (report.found, report.wanted))
-        lines = [
-            f"{report.file}: found {found}, wanted {wanted}; nothing loaded, tensors that do not fit: {len(errors)}"
-        ]
+        found, wanted = (
+            " + ".join(short_description(part) for part in side.values()) for side in (report.found, report.wanted)
+        )
+        lines = [f"{report.file}: found {found}; wanted {wanted}; nothing loaded, {len(errors)} tensors do not fit"]
         lines += [f"  differs: {line}" for line in report.differences]
         lines += [f"  {row.name}: {row.reason}" for row in errors[:_SHOWN]]
         if len(errors) > _SHOWN:
             lines.append(f"  and {len(errors) - _SHOWN} more")
         super().__init__("\n".join(lines))
+
+
+def short_description(description: Description) -> str:
+    """Return a network in a few words: its class, and for an encoder the preset, or stages and channels."""
+    name, kwargs = description["class"], description["kwargs"]
+    preset = preset_of(description)
+    if preset is not None:
+        return f"{name} {preset}"
+    channels = kwargs.get("channels")
+    return name if channels is None else f"{name} of {len(channels)} stages, channels {channels}"

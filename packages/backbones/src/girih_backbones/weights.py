@@ -1,12 +1,12 @@
-"""Weights on disk: safetensors with a JSON header that says what network they are and how they were trained."""
+"""Weights in files: safetensors with a JSON header as written here, and the checkpoints of other programs."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from girih_backbones.descriptions import describe, make_encoder, make_neck, make_stem
+from girih_backbones import hub
+from girih_backbones.checkpoint import read_checkpoint, read_plan_beside
+from girih_backbones.described import check_tensors, named_parts
+from girih_backbones.descriptions import describe
 from girih_backbones.encoder import Encoder
+from girih_backbones.foreign import convert
 from girih_backbones.header import SCHEMA, check_header
 from girih_backbones.interfaces import WeightsHeader
+from girih_backbones.writing import write_whole
 
-MAX_BYTES = 8 * 2**30  # of a weights file; ResEncL is 0.36 GB
+MAX_BYTES = 8 * 2**30  # of a weights file; ResEncL is 0.36 GB, with decoder, optimiser and a copy 1.6 GB
 MAX_HEADER_BYTES = 2**20
 
 
@@ -67,7 +72,6 @@ def save_weights(
         ValueError: a tensor is not finite, a header field is not of its kind, or a network is not as described.
         OSError: the file cannot be written.
     """
-    path = Path(path)
     stem_parts = dict(stems.items()) if stems is not None else {}
     header = {
         "schema": SCHEMA,
@@ -85,54 +89,73 @@ def save_weights(
         "source": source,
         "versions": {"girih-backbones": version("girih-backbones"), "torch": torch.__version__, **(versions or {})},
     }
-    try:
-        text = json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"header: cannot be written as JSON: {error}") from error
-    checked = check_header(json.loads(text))
     tensors = {
         f"{prefix}.{name}": tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-        for prefix, module in _parts(encoder, neck, stem_parts).items()
+        for prefix, module in named_parts(encoder, neck, stem_parts).items()
         for name, tensor in module.state_dict().items()
     }
-    _check_tensors(tensors, checked)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    _write_whole(path, tensors, {"girih": text})
+    _write(Path(path), tensors, header)
 
 
-def read_weights(path: str | Path, /, *, max_bytes: int = MAX_BYTES) -> Weights:
-    """Read a weights file and check it: size, format, header, and every tensor against the described network.
-
-    No code of the file runs. The tensors are copies: the file may be replaced afterwards.
+def write_weights(path: str | Path, weights: Weights) -> None:
+    """Write what `read_weights` returned as safetensors, whole or not at all, e.g. another program's checkpoint.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        WeightsError: the file is truncated, too large or of another format, a header field is missing or wrong, a
-            tensor is not what the header describes, not float32, or holds a value that is not finite.
+        ValueError: the tensors are not what the header describes.
+        OSError: the file cannot be written.
     """
-    path = Path(path)
+    header = weights.header
+    versions = header["versions"] or {"girih-backbones": version("girih-backbones"), "torch": torch.__version__}
+    _write(Path(path), weights.tensors, {**header, "versions": versions})
+
+
+def read_weights(path_or_id: str | Path, /, *, max_bytes: int = MAX_BYTES, sha256: str | None = None) -> Weights:
+    """Read a file and check it: size, format, header, and every tensor against the described network.
+
+    The file is safetensors as `save_weights` writes it, or a checkpoint of nnssl, MultiTalent, nnU-Net or nnDetection
+    with its plan inside or beside it. A text "hf://owner/name@revision/file" is a file on the Hugging Face Hub. No code
+    of the file runs. The tensors are copies: the file may be replaced afterwards.
+
+    Args:
+        path_or_id: where the file is.
+        max_bytes: the largest file, and the largest content of it, that is read.
+        sha256: the file's hash, if it is known; the file must have it.
+
+    Raises:
+        FileNotFoundError: there is no such file on this machine.
+        WeightsError: the file is truncated, too large or of no known format, contains code, has another hash, a field
+            is missing or wrong, a tensor is not what header or plan describe, or holds a value that is not finite; or
+            it cannot be fetched.
+    """
+    if isinstance(path_or_id, str) and path_or_id.startswith(hub.SCHEME):
+        try:
+            fetched = hub.fetch(path_or_id, max_bytes=max_bytes)
+        except ValueError as error:
+            raise WeightsError(f"{path_or_id}: {error}") from error
+        digest = sha256 or fetched.sha256
+        weights = read_weights(fetched.path, max_bytes=max_bytes, sha256=digest)
+        before = weights.header["source"]
+        source = (
+            f"{fetched.source}, sha256 {digest}" if before is None else f"{before}; {fetched.source}, sha256 {digest}"
+        )
+        return replace(weights, header={**weights.header, "source": source})
+    path = Path(path_or_id)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
-        _check_format(path, max_bytes)
-        with ExitStack() as stack:
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise ValueError(f"truncated or damaged safetensors file: {error}") from error
-            header = _parse_header((file.metadata() or {}).get("girih"))
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        _check_tensors(tensors, header)
+        archive = _is_archive(path, max_bytes)
+        if sha256 is not None:
+            _check_hash(path, sha256)
+        if archive:
+            content = read_checkpoint(path, max_bytes)
+            tensors, found = convert(content, read_plan_beside(path), name=path.name, max_bytes=max_bytes)
+            header = check_header(found)
+        else:
+            tensors, header = _read_safetensors(path)
+        check_tensors(tensors, header)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     return Weights(tensors, header, path)
-
-
-def _parts(encoder: nn.Module, neck: nn.Module | None, stems: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the modules of a file by the prefix of their tensors."""
-    necks = {} if neck is None else {"neck": neck}
-    return {"encoder": encoder, **necks, **{f"stems.{name}": stem for name, stem in stems.items()}}
 
 
 def _image_channels(name: str, stem: nn.Module) -> int:
@@ -142,35 +165,59 @@ def _image_channels(name: str, stem: nn.Module) -> int:
     raise ValueError(f"stems[{name!r}]: found {type(stem).__name__} without a 3D convolution, wanted a stem")
 
 
-def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write aside, flush to the disk, rename; a failure leaves an older file as it was and nothing beside it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
     try:
-        save_file(tensors, aside, metadata)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"header: cannot be written as JSON: {error}") from error
+    check_tensors(tensors, check_header(json.loads(text)))
+
+    def save(aside: Path) -> None:
+        try:
+            save_file(tensors, aside, {"girih": text})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
+
+    write_whole(path, save)
 
 
-def _check_format(path: Path, max_bytes: int) -> None:
+def _is_archive(path: Path, max_bytes: int) -> bool:
+    """Return whether the file is a zip archive as torch.save writes it; it is safetensors otherwise."""
     if not path.is_file():
-        raise ValueError("found a folder, wanted a safetensors file")
+        raise ValueError("found a folder, wanted a weights file")
     size = path.stat().st_size
     if size > max_bytes:
         raise ValueError(f"found {size} bytes, wanted at most {max_bytes}")
     with path.open("rb") as file:
         start = file.read(9)  # safetensors: 8 bytes of header length, then the header's opening brace
     if start[8:] == b"{":
-        return
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        raise ValueError("found a pickle or zip file as torch.save writes it, wanted safetensors (no code inside)")
+        return False
+    if start.startswith(b"PK\x03\x04"):
+        return True
+    if start.startswith(b"\x80"):
+        raise ValueError(
+            "found a bare pickle, as torch.save wrote before PyTorch 1.6, wanted safetensors or a zip file"
+        )
     if not start:
-        raise ValueError("found an empty file, wanted safetensors")
-    raise ValueError(f"found a file that begins with {start!r}, wanted safetensors")
+        raise ValueError("found an empty file, wanted safetensors or a checkpoint of torch.save")
+    raise ValueError(f"found a file that begins with {start!r}, wanted safetensors or a checkpoint of torch.save")
+
+
+def _check_hash(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(f"sha256: found {found}, wanted {sha256}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(safe_open(path, framework="pt"))
+        except SafetensorError as error:
+            raise ValueError(f"truncated or damaged safetensors file: {error}") from error
+        header = _parse_header((file.metadata() or {}).get("girih"))
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118 (not a dict)
 
 
 def _parse_header(text: str | None) -> WeightsHeader:
@@ -182,28 +229,3 @@ def _parse_header(text: str | None) -> WeightsHeader:
         return check_header(json.loads(text))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"header: not JSON: {error}") from error
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
-    """Compare names, shapes, kinds and values with the network of the header, built without memory."""
-    with torch.device("meta"):
-        encoder = make_encoder(header["encoder"], header["in_channels"])
-        neck = None if header["neck"] is None else make_neck(header["neck"], encoder)
-        stems = {name: make_stem(encoder, channels) for name, channels in header["stems"].items()}
-    wanted = {
-        f"{prefix}.{name}": tuple(tensor.shape)
-        for prefix, module in _parts(encoder, neck, stems).items()
-        for name, tensor in module.state_dict().items()
-    }
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    if missing:
-        raise ValueError(f"tensor {missing[0]}: not found, but in the described network ({len(missing)} such tensors)")
-    if extra:
-        raise ValueError(f"tensor {extra[0]}: found, but not in the described network ({len(extra)} such tensors)")
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != wanted[name]:
-            raise ValueError(f"tensor {name}: found shape {tuple(tensor.shape)}, the header describes {wanted[name]}")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"tensor {name}: found {tensor.dtype}, wanted torch.float32")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"tensor {name}: found values that are not finite (NaN or infinity)")

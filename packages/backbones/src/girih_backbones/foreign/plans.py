@@ -1,0 +1,200 @@
+"""What a checkpoint says about itself: the adaptation plan of nnssl, or the plans of nnU-Net v2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from girih_backbones.foreign.architectures import (
+    Architecture,
+    from_arch_kwargs,
+    from_flat_plan,
+    from_preset,
+    known_name,
+)
+from girih_backbones.header import is_count, is_number, list_of
+
+_MOST_ANCESTORS = 10  # of a configuration that inherits from others; nnU-Net has one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fields of a plan that are used here; what it does not say is None.
+
+    Attributes:
+        where: name of the plan in messages.
+        architecture: of the encoder.
+        patch_zyx, spacing_zyx_mm, normalisation, modality: as in `WeightsHeader`.
+        in_channels: of the pre-training.
+        key_to_encoder, key_to_stem: prefixes of the encoder's and the stem's keys.
+        keys_to_in_proj: modules whose weights depend on the number of channels.
+        notes: what could not be kept.
+    """
+
+    where: str
+    architecture: Architecture | None = None
+    patch_zyx: list[int] | None = None
+    spacing_zyx_mm: list[float] | None = None
+    normalisation: dict[str, Any] | None = None
+    modality: str | None = None
+    in_channels: int | None = None
+    key_to_encoder: str | None = None
+    key_to_stem: str | None = None
+    keys_to_in_proj: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def read_adaptation_plan(plan: object, where: str) -> Plan:
+    """Return the fields of the plan that nnssl writes into, or beside, a checkpoint.
+
+    Raises:
+        ValueError: the plan is no object, names an architecture that is not known here, or a field is of another kind.
+    """
+    plan = _object(plan, where)
+    architecture_plans = _object(plan.get("architecture_plans"), f"{where}.architecture_plans")
+    at = f"{where}.architecture_plans.arch_class_name"
+    name = known_name(architecture_plans.get("arch_class_name"), at)
+    kwargs = architecture_plans.get("arch_kwargs")
+    if kwargs is None:  # the name is the whole description
+        architecture = from_preset(name, at)
+    else:
+        at = f"{where}.architecture_plans.arch_kwargs"
+        architecture = from_arch_kwargs(name, _object(kwargs, at), at)
+    in_channels = plan.get("pretrain_num_input_channels")
+    if in_channels is not None and not is_count(in_channels):
+        raise ValueError(f"{where}.pretrain_num_input_channels: found {in_channels!r}, wanted a whole number")
+    projections = plan.get("keys_to_in_proj")
+    if projections is None:
+        projections = ()
+    if not (isinstance(projections, list | tuple) and all(isinstance(key, str) for key in projections)):
+        raise ValueError(f"{where}.keys_to_in_proj: found {projections!r}, wanted a list of text")
+    pretrain = plan.get("pretrain_plan")
+    notes: list[str] = []
+    settings: dict[str, Any] = {}
+    if pretrain is not None:
+        pretrain = _object(pretrain, f"{where}.pretrain_plan")
+        configurations = _object(pretrain.get("configurations"), f"{where}.pretrain_plan.configurations")
+        if len(configurations) != 1:
+            raise ValueError(f"{where}.pretrain_plan.configurations: found {sorted(configurations)}, wanted one")
+        (label, configuration), *_ = configurations.items()
+        at = f"{where}.pretrain_plan.configurations.{label}"
+        settings = _settings(_object(configuration, at), pretrain, notes)
+    return Plan(
+        where,
+        architecture,
+        in_channels=in_channels,
+        key_to_encoder=_text(plan, "key_to_encoder", where),
+        key_to_stem=_text(plan, "key_to_stem", where),
+        keys_to_in_proj=tuple(projections),
+        notes=notes,
+        **settings,
+    )
+
+
+def read_nnunet_plan(init_args: Mapping[str, Any], where: str) -> Plan:
+    """Return the fields of `init_args` of an nnU-Net v2 checkpoint: its plans and the configuration trained.
+
+    Raises:
+        ValueError: the configuration is not in the plans, its network is not known here, or a field is of another kind.
+    """
+    plans = _object(init_args.get("plans"), f"{where}.plans")
+    configurations = _object(plans.get("configurations"), f"{where}.plans.configurations")
+    label = init_args.get("configuration")
+    configuration = _inherited(configurations, label, f"{where}.plans.configurations")
+    at = f"{where}.plans.configurations.{label}"
+    if "architecture" in configuration:
+        described = _object(configuration["architecture"], f"{at}.architecture")
+        name = known_name(described.get("network_class_name"), f"{at}.architecture.network_class_name")
+        kwargs = _object(described.get("arch_kwargs"), f"{at}.architecture.arch_kwargs")
+        architecture = from_arch_kwargs(name, kwargs, f"{at}.architecture.arch_kwargs")
+    else:
+        name = known_name(configuration.get("UNet_class_name"), f"{at}.UNet_class_name")
+        architecture = from_flat_plan(name, configuration, at)
+    notes: list[str] = []
+    settings = _settings(configuration, plans, notes)
+    names = init_args.get("dataset_json")
+    channels = names.get("channel_names", names.get("modality")) if isinstance(names, Mapping) else None
+    modalities = set(channels.values()) if isinstance(channels, Mapping) else set()
+    modality = modalities.pop() if len(modalities) == 1 else None
+    return Plan(
+        f"{where}.plans",
+        architecture,
+        modality=modality if isinstance(modality, str) and modality else None,
+        notes=notes,
+        **settings,
+    )
+
+
+def _inherited(configurations: Mapping[str, Any], label: object, where: str) -> dict[str, Any]:
+    """Return a configuration with what it inherits from others."""
+    merged: dict[str, Any] = {}
+    for _ in range(_MOST_ANCESTORS):
+        if not isinstance(label, str) or label not in configurations:
+            raise ValueError(f"{where}: found {sorted(map(str, configurations))}, wanted {label!r}")
+        merged = {**_object(configurations[label], f"{where}.{label}"), **merged}
+        if "inherits_from" not in merged:
+            return merged
+        label = merged.pop("inherits_from")
+    raise ValueError(f"{where}.{label}: found configurations that inherit in a circle")
+
+
+def _settings(configuration: Mapping[str, Any], plans: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Return patch, spacing and normalisation; what is not of the header's kind is None, and noted."""
+    patch, spacing = _listed(configuration.get("patch_size")), _listed(configuration.get("spacing"))
+    patch = [int(size) if isinstance(size, float) and size.is_integer() else size for size in patch or []]
+    transpose = plans.get("transpose_forward")
+    if transpose is not None and _listed(transpose) != [0, 1, 2]:
+        notes.append(f"axes were transposed to {_listed(transpose)}: patch, spacing and kernels are in that order")
+    return {
+        "patch_zyx": patch if list_of(is_count, 3)(patch) else None,
+        "spacing_zyx_mm": (
+            [float(s) for s in spacing] if spacing and list_of(lambda s: is_number(s) and s > 0, 3)(spacing) else None
+        ),
+        "normalisation": _normalisation(configuration, plans, notes),
+    }
+
+
+def _normalisation(
+    configuration: Mapping[str, Any], plans: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any] | None:
+    """Return the one scheme of all channels in this package's terms, or None."""
+    schemes = _listed(configuration.get("normalization_schemes")) or []
+    masked = configuration.get("use_mask_for_norm")
+    masks = {bool(mask) for mask in (_listed(masked) if isinstance(masked, list | tuple) else [masked]) or []}
+    nothing: dict[str, Any] = {"clip": None, "mean": None, "std": None}
+    kinds = {str(scheme) for scheme in schemes}
+    if kinds == {"ZScoreNormalization"} and len(masks) == 1:
+        return {"scheme": "zscore_mask" if masks == {True} else "zscore", **nothing}
+    if kinds == {"NoNormalization"}:
+        return {"scheme": "none", **nothing}
+    if kinds == {"CTNormalization"}:
+        measured = plans.get("foreground_intensity_properties_per_channel")
+        channels: list[Any] = []
+        if isinstance(measured, Mapping):
+            channels = [measured.get(str(i)) for i in range(len(schemes))]
+        wanted = ("percentile_00_5", "percentile_99_5", "mean", "std")
+        if channels and all(isinstance(c, Mapping) and all(is_number(c.get(key)) for key in wanted) for c in channels):
+            low, high, mean, std = ([float(c[key]) for c in channels] for key in wanted)
+            if len(set(low)) == len(set(high)) == 1:
+                return {"scheme": "ct", "clip": [low[0], high[0]], "mean": mean, "std": std}
+    if schemes:
+        notes.append(f"normalisation not kept: {', '.join(sorted(kinds))}, mask {sorted(masks)}")
+    return None
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: found {type(value).__name__}, wanted an object")
+    return dict(value)
+
+
+def _text(plan: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = plan.get(name)
+    if value is not None and not (isinstance(value, str) and value):
+        raise ValueError(f"{where}.{name}: found {value!r}, wanted text")
+    return value
+
+
+def _listed(value: object) -> list[Any] | None:
+    return list(value) if isinstance(value, list | tuple) else None
