@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from jaxtyping import Float64, Int32
-from scipy import ndimage
 
 from girih_data3d.affine import boxes_to_ras, move_boxes
 from girih_data3d.errors import ScanError
-from girih_data3d.instances import Mask, boxes_of, compact, stack_masks
+from girih_data3d.instances import Mask, find_windows, stack_masks
 from girih_data3d.manifest import CaseSource
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.prepare import Grid, labels_on_grid
@@ -91,13 +90,13 @@ def objects_on_grid(
     layers = [labels_on_grid(layer, grid) for layer in annotations.layers]
     start = np.array(grid.start)
     scale = np.array(grid.shape) / (np.array(grid.stop) - start)
-    count = len(annotations.records)
     boxes = (annotations.boxes - np.tile(start, 2)) * np.tile(scale, 2)
     records = [{**record, "box": box} for record, box in zip(annotations.records, boxes.tolist(), strict=True)]
     for level, layer in enumerate(layers):
-        found, voxels = boxes_of(layer, count), np.bincount(layer.ravel(), minlength=count + 1)[1:]
-        for k in np.flatnonzero(voxels).tolist():
-            records[k] |= {"box": found[k].tolist(), "voxels": int(voxels[k]), "layer": level}
+        for value, window in find_windows(layer).items():
+            box = [float(s.start) for s in window] + [float(s.stop) for s in window]
+            voxels = int(np.count_nonzero(layer[window] == value))
+            records[value - 1] |= {"box": box, "voxels": voxels, "layer": level}
     for record, sphere in zip(records, annotations.spheres, strict=True):
         if sphere is not None:
             centre, radii = sphere.sphere_in(grid.affine)
@@ -108,11 +107,11 @@ def objects_on_grid(
 def _from_masks(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations:
     masks: dict[int, Mask] = {}
     for path in source.instances:
-        found, packed = compact(read_labels(path, like=scan).values)
-        for k, (number, window) in enumerate(zip(found.tolist(), ndimage.find_objects(packed), strict=True)):
+        labels = read_labels(path, like=scan).values
+        for number, window in find_windows(labels).items():
             if number in masks:
                 raise ScanError(f"{path}: object {number} is in another label file of the case too")
-            masks[number] = (window, packed[window] == k + 1)
+            masks[number] = (window, labels[window] == number)
     given = source.instance_classes or (dict.fromkeys(masks, 0) if len(classes) == 1 else {})
     _check_numbers(source, masks, given, classes)
     order = sorted(masks, key=lambda number: (number in source.ignore, number))

@@ -103,7 +103,7 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
     Raises:
         ValueError: float16 cannot hold a value.
     """
-    highest = float(np.abs(volume).max())
+    highest = max(float(volume.max()), -float(volume.min()))
     if spec.dtype == "float32":
         return volume, 1.0
     if spec.dtype == "float16":
@@ -113,7 +113,10 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
     scale = spec.quant_step
     while round(highest / scale) > np.iinfo(np.int16).max:
         scale *= 2
-    return np.rint(volume / np.float32(scale)).astype(np.int16), scale
+    stored = np.empty(volume.shape, np.int16)
+    for index in np.ndindex(*volume.shape[:-2]):  # slice by slice: no copy of the volume on the way
+        stored[index] = np.rint(volume[index] / np.float32(scale))
+    return stored, scale
 
 
 def write_array(

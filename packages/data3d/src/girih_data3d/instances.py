@@ -1,9 +1,9 @@
-"""Label maps of objects: compact ids, boxes, layers of overlapping masks, and resampling that loses no object."""
+"""Label maps of objects: windows, layers of overlapping masks, and resampling that loses no object."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64, Integer
+from jaxtyping import Bool, Float64, Int32, Integer
 from scipy import ndimage
 
 from girih_data3d.resampling import Triple, axis_operator, new_shape
@@ -11,25 +11,23 @@ from girih_data3d.resampling import Triple, axis_operator, new_shape
 Slices = tuple[slice, slice, slice]
 Mask = tuple[Slices, Bool[np.ndarray, "_ _ _"]]
 """Where an object lies, and its voxels there."""
+MANY_IDS = 1 << 16
+"""Above this highest id the ids are renumbered first: scipy makes a list of as many windows."""
 
 
-def compact(labels: Integer[np.ndarray, "z y x"]) -> tuple[Int64[np.ndarray, " n"], Int32[np.ndarray, "z y x"]]:
-    """Return the sorted non-zero ids, and the map with ids[k] renamed to k + 1."""
-    inside = labels != 0
-    values = labels[inside]
-    ids = np.unique(values)
-    out = np.zeros(labels.shape, np.int32)
-    out[inside] = np.searchsorted(ids, values) + 1
-    return ids.astype(np.int64), out
-
-
-def boxes_of(instances: Integer[np.ndarray, "z y x"], count: int) -> Float64[np.ndarray, "{count} 6"]:
-    """Return the voxel-edge box (z0, y0, x0, z1, y1, x1) of each of the ids 1..count; NaN where an id is absent."""
-    boxes = np.full((count, 6), np.nan)
-    for row, found in enumerate(ndimage.find_objects(instances, max_label=count) if count else ()):
-        if found is not None:
-            boxes[row] = [s.start for s in found] + [s.stop for s in found]
-    return boxes
+def find_windows(labels: Integer[np.ndarray, "z y x"]) -> dict[int, Slices]:
+    """Return the bounding box of every id above 0, by rising id."""
+    highest = int(labels.max()) if labels.size else 0
+    if highest <= MANY_IDS:
+        ids = range(1, highest + 1)
+    else:
+        inside = labels != 0
+        values = labels[inside]
+        ids = np.unique(values).tolist()
+        labels = np.zeros(labels.shape, np.int32)
+        labels[inside] = np.searchsorted(ids, values) + 1
+    found = ndimage.find_objects(labels, max_label=len(ids)) if len(ids) else []
+    return {number: window for number, window in zip(ids, found, strict=True) if window is not None}
 
 
 def stack_masks(masks: Sequence[Mask], shape: tuple[int, int, int]) -> list[Int32[np.ndarray, "z y x"]]:
@@ -65,30 +63,33 @@ def resample_instances(
     shape = new_shape(labels.shape, spacing_zyx_mm, target_zyx_mm)
     if shape == labels.shape:
         return labels.astype(np.int32)
-    ids, packed = compact(labels)
-    owner = np.zeros(shape, np.int32)
-    best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    windows = find_windows(labels)
     sizes = zip(labels.shape, shape, strict=True)
     operators = [axis_operator(old, new, order=1, antialias=False) for old, new in sizes]
-    found = ndimage.find_objects(packed)
-    for number, box in enumerate(found, start=1):
-        window, share = _share(packed, number, box, operators)
+    # arrays of the whole volume, but memory is touched in the objects' windows only
+    owner = np.zeros(shape, np.int32)
+    best, total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    reached = {}
+    for number, box in windows.items():
+        window, share = _share(labels, number, box, operators)
+        reached[number] = window
         total[window] += share
         wins = share > best[window]
         best[window][wins] = share[wins]
         owner[window][wins] = number
-    owner[total < 0.5 - 1e-6] = 0  # the margin absorbs the rounding of an exact half
-    counts = np.bincount(owner.ravel(), minlength=len(ids) + 1)
-    for row in np.flatnonzero(counts[1:] == 0).tolist():
-        _keep_one_voxel(owner, counts, packed, row + 1, found[row], operators)
-    return np.concatenate([[0], ids]).astype(np.int32)[owner]
+    for window in reached.values():
+        owner[window][total[window] < 0.5 - 1e-6] = 0  # the margin absorbs the rounding of an exact half
+    counts = {number: int(np.count_nonzero(owner[window] == number)) for number, window in reached.items()}
+    for number in [number for number, count in counts.items() if not count]:
+        _keep_one_voxel(owner, counts, labels, number, windows[number], operators)
+    return owner
 
 
 def _share(
-    packed: Int32[np.ndarray, "z y x"], number: int, box: Slices, operators: list[np.ndarray], margin: int = 0
+    labels: Integer[np.ndarray, "z y x"], number: int, box: Slices, operators: list[np.ndarray], margin: int = 0
 ) -> tuple[Slices, Float64[np.ndarray, "a b c"]]:
     """Return the output window that an object can reach, widened by `margin`, and the object's share in it."""
-    share = (packed[box] == number).astype(np.float64)
+    share = (labels[box] == number).astype(np.float64)
     window = []
     for axis, (old, operator) in enumerate(zip(box, operators, strict=True)):
         near = np.flatnonzero(operator[:, old].any(axis=1))
@@ -102,29 +103,30 @@ def _share(
 
 def _keep_one_voxel(
     owner: Int32[np.ndarray, "Z Y X"],
-    counts: Int64[np.ndarray, " m"],
-    packed: Int32[np.ndarray, "z y x"],
+    counts: dict[int, int],
+    labels: Integer[np.ndarray, "z y x"],
     number: int,
     box: Slices,
     operators: list[np.ndarray],
 ) -> None:
     """Give an object that lost all its voxels the best one that may be taken; changes `owner` and `counts`."""
     margin = 1
-    scale = np.array(owner.shape) / packed.shape
-    inside = np.argwhere(packed[box] == number).mean(axis=0) + [s.start for s in box]
+    scale = np.array(owner.shape) / labels.shape
+    inside = np.argwhere(labels[box] == number).mean(axis=0) + [s.start for s in box]
     centre = (inside + 0.5) * scale - 0.5
     while True:
-        window, share = _share(packed, number, box, operators, margin)
+        window, share = _share(labels, number, box, operators, margin)
         index = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in window), indexing="ij"), axis=-1)
         distance = np.linalg.norm(index - centre, axis=-1)
         for flat in np.lexsort((distance.ravel(), -share.ravel())):
             z, y, x = index.reshape(-1, 3)[flat]
-            previous = owner[z, y, x]
+            previous = int(owner[z, y, x])
             if previous == 0 or counts[previous] > 1:
                 owner[z, y, x] = number
-                counts[previous] -= 1
                 counts[number] = 1
+                if previous:
+                    counts[previous] -= 1
                 return
         if all(s.start == 0 and s.stop == n for s, n in zip(window, owner.shape, strict=True)):
-            raise ValueError(f"{len(counts) - 1} objects do not fit into the {owner.size} voxels of {owner.shape}")
+            raise ValueError(f"{len(counts)} objects do not fit into the {owner.size} voxels of {owner.shape}")
         margin *= 2
