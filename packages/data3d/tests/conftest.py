@@ -71,7 +71,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(source: Path, tmp_path_factory: pytest.TempPathFactory) -> d3.Store:
     """The prepared dataset; read only."""
     root = tmp_path_factory.mktemp("prepared")
-    report = d3.prepare_many(d3.read_manifest(source), root, d3.PrepareSpec())
+    report = d3.prepare_many(d3.read_manifest(source), root, d3.PrepareSpec(), workers=0)
     assert report == d3.Report(done=["case0", "case1", "free"])
     return d3.Store.open(root)
 
