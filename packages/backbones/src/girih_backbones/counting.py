@@ -22,11 +22,10 @@ class Counts:
     """What one image costs.
 
     Attributes:
-        parameters: numbers that the network learns.
+        parameters: elements of all parameters.
         activations: elements of the outputs of all convolutions, the unit of nnU-Net's memory planning.
-        multiply_accumulates: of all convolutions in a forward pass; padding counts as if it were image, and
-            normalisations, activations and poolings, below 1 % in these networks, are left out. A forward and
-            backward pass is three times as much.
+        multiply_accumulates: of all convolutions in a forward pass, padding counted as if it were image. What else
+            there is (normalisation, activation, pooling) grows with the activations and is left out.
     """
 
     parameters: int
@@ -60,11 +59,11 @@ def count(network: Encoder | FeaturePyramid, patch_zyx: Sequence[int]) -> Counts
     return Counts(parameters, seen.activations, seen.multiply_accumulates)
 
 
-class _Convolutions(TorchDispatchMode):
+class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the convolutions that run inside it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.activations = 0
         self.multiply_accumulates = 0
 

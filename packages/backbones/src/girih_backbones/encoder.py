@@ -9,10 +9,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from girih_backbones.checkpointing import Checkpointable
 from girih_backbones.topology import Triples, check_patch
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Checkpointable, ABC):
     """forward(x) = stages(stem(x)): one map per stage, finest first.
 
     Attributes:
@@ -22,6 +23,7 @@ class Encoder(nn.Module, ABC):
         kwargs: the constructor's keyword arguments as JSON holds them, complete: no default is left out.
         stem: first convolution unit; replace it or keep several for images with other numbers of channels.
         stages: the rest; `stages(h)` takes the stem's output.
+        checkpointing: whether the stem is recomputed in the backward pass, see `set_checkpointing`.
     """
 
     in_channels: int
@@ -45,10 +47,10 @@ class Encoder(nn.Module, ABC):
         if x.shape[1] != self.in_channels:
             raise ValueError(f"image: found {x.shape[1]} channels, wanted {self.in_channels}")
         check_patch(x.shape[2:], self.strides)
-        return self.stages(self.stem(x))  # type: ignore[no-any-return]
+        return self.stages(self.run_part(self.stem, x))  # type: ignore[no-any-return]
 
 
-class Stages(nn.ModuleList):
+class Stages(nn.ModuleList, Checkpointable):
     """Stages run one after the other; every output is kept."""
 
     def __init__(self, stages: Iterable[nn.Module], strides: Triples) -> None:
@@ -65,6 +67,6 @@ class Stages(nn.ModuleList):
         check_patch(h.shape[2:], self._strides)
         maps: list[Tensor] = []
         for stage in self:
-            h = stage(h)
+            h = self.run_part(stage, h)
             maps.append(h)
         return maps

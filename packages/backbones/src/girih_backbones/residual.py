@@ -100,5 +100,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n d z2 y2 x2"]:
         """Return (n, out_channels, z / stride, y / stride, x / stride)."""
-        out: Tensor = self.act(self.conv2(self.conv1(x)) + self.skip(x))
+        skip = self.skip(x)
+        total = self.conv2(self.conv1(x)).add_(skip)  # in place: nothing else reads what conv2 returned
+        out: Tensor = self.act(total)
         return out

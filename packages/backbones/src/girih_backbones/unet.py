@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from girih_backbones.checkpointing import Checkpointable
 from girih_backbones.topology import Triple, Triples, positive_integers, triples
 from girih_backbones.units import ConvUnit, Init, initialise
 
 
-class UNetDecoder(nn.Module):
+class UNetDecoder(Checkpointable):
     """Transposed convolution (kernel = step, bias), concatenation (up, skip), one convolution unit, per level.
 
     Map i of the output has the channels and the grid of map i of the input, finest first. The coarsest map is passed
@@ -65,9 +67,13 @@ class UNetDecoder(nn.Module):
         x = maps[-1]
         decoded = [x]
         for level in reversed(range(len(self.up))):
-            x = self.fuse[level](torch.cat((self.up[level](x), maps[level]), dim=1))
+            x = self.run_part(partial(self._decode, level), x, maps[level])
             decoded.append(x)
         return decoded[::-1]
+
+    def _decode(self, level: int, below: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = self.fuse[level](torch.cat((self.up[level](below), skip), dim=1))
+        return out
 
 
 def steps_between(strides: Triples) -> Triples:

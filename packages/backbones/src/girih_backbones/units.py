@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from girih_backbones.topology import Triple
 
@@ -35,13 +36,28 @@ class ConvUnit(nn.Module):
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=bias)
-        self.norm = nn.InstanceNorm3d(out_channels, eps=1e-5, affine=True)
+        self.norm = InstanceNorm(out_channels, eps=1e-5, affine=True)
         self.act = nn.Identity() if activation is None else make_activation(activation)
 
     def forward(self, x: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n d z2 y2 x2"]:
         """Return act(norm(conv(x)))."""
         out: Tensor = self.act(self.norm(self.conv(x)))
         return out
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d`, on the CPU by the kernel of a group normalisation whose groups are single channels.
+
+    The formula is the same and so is the state. The kernel takes about half the time, and its output is no view:
+    the gradient of the activation that changes it in place needs no copies.
+    """
+
+    def forward(self, x: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
+        """Return the normalised maps."""
+        if x.device.type != "cpu":
+            return super().forward(x)
+        # contiguous: for channels last the kernel subtracts large sums of squares from each other
+        return F.group_norm(x.contiguous(), self.num_features, self.weight, self.bias, self.eps)
 
 
 def make_activation(name: Activation) -> nn.Module:
