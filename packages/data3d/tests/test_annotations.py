@@ -31,7 +31,7 @@ def full(folder: Path, affine: np.ndarray, shape: tuple[int, int, int] = SHAPE) 
 def prepared_case(
     folder: Path, source: d3.CaseSource, spec: d3.PrepareSpec = NATIVE, classes: tuple[str, ...] = ("c",)
 ) -> d3.Case:
-    report = d3.prepare_many(d3.Dataset("x", classes, (source,)), folder / "out", spec)
+    report = d3.prepare_many(d3.Dataset("x", classes, (source,)), folder / "out", spec, workers=0)
     assert not report.failed, report.failed
     return d3.Store.open(folder / "out")[source.case_id]
 

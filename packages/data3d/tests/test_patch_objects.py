@@ -55,7 +55,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, d3.Store]:
     spec = d3.PrepareSpec(target_zyx_mm=None, crop=None)
     made = {}
     for name, source in sources.items():
-        assert d3.prepare_many(d3.Dataset(name, ("c",), (source,)), folder / name, spec).done == ["a"]
+        assert d3.prepare_many(d3.Dataset(name, ("c",), (source,)), folder / name, spec, workers=0).done == ["a"]
         made[name] = d3.Store.open(folder / name)
     return made
 
@@ -195,6 +195,25 @@ def test_whole_object_is_in_its_patch(stores: dict[str, d3.Store]) -> None:
                 diameters = 2 * case.objects.radii_zyx[:, 0] / scale
                 assert np.abs(side[:, None] - diameters).min() < 1e-4
                 assert np.ptp(side) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["boxes", "spheres"])
+def test_samples_without_masks_have_the_agreed_form(stores: dict[str, d3.Store], name: str) -> None:
+    patch, ignored = (36, 40, 44), 0
+    for geometry in (None, TURNED):
+        for sample in dataset(stores[name], patch, geometry=geometry, object_fraction=0.2):
+            assert "instances" not in sample
+            assert (sample["boxes"].dtype, sample["labels"].dtype) == (np.float32, np.int64)
+            assert len(sample["boxes"]) == len(sample["labels"]) <= 3
+            assert ((sample["boxes"][:, :3] >= 0) & (sample["boxes"][:, 3:] <= patch)).all()
+            assert (sample["boxes"][:, 3:] - sample["boxes"][:, :3] >= 1 - 1e-5).all()
+            case = stores[name]["a"]  # the middle of the object to ignore is not valid wherever it is seen
+            middle = (case.objects.boxes[3:, :3] + case.objects.boxes[3:, 3:]) / 2 - 0.5
+            at = np.rint(d3.world_to_voxel(sample["affine"], d3.voxel_to_world(case.affine, middle)))[0].astype(int)
+            if ((at >= 0) & (at < patch)).all():
+                assert not sample["valid"][tuple(at)]
+                ignored += 1
+    assert ignored > 3
 
 
 def test_overlapping_objects_are_two_rows(stores: dict[str, d3.Store]) -> None:

@@ -56,7 +56,7 @@ def test_record_of_the_prepared_grid(tmp_path: Path) -> None:
 
 
 def prepared_case(folder: Path, source: d3.CaseSource, spec: d3.PrepareSpec, classes: tuple[str, ...]) -> d3.Case:
-    d3.prepare_many(d3.Dataset("x", classes, (source,)), folder / "out", spec)
+    d3.prepare_many(d3.Dataset("x", classes, (source,)), folder / "out", spec, workers=0)
     return d3.Store.open(folder / "out")[source.case_id]
 
 

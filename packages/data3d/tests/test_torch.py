@@ -136,7 +136,7 @@ def test_batches_of_cases_with_and_without_masks(prepared: d3.Store, tmp_path: P
     source = d3.CaseSource(
         "boxes", (tmp_path / "a.nii", tmp_path / "b.nii"), objects=(d3.ObjectLabel(0, box_zyx=(4, 4, 4, 9, 9, 9)),)
     )
-    d3.prepare_many(d3.Dataset("boxes", ("c",), (source,)), tmp_path / "out", d3.PrepareSpec())
+    d3.prepare_many(d3.Dataset("boxes", ("c",), (source,)), tmp_path / "out", d3.PrepareSpec(), workers=0)
     both = (prepared, d3.Store.open(tmp_path / "out"))
     sampler = d3.PatchSampler((16, 16, 16), object_fraction=1, dataset_weights={"toy": 1, "boxes": 1})
     for raw in (False, True):
