@@ -135,7 +135,7 @@ def test_foreground_leaves_out_what_is_to_be_ignored_and_counts_overlaps_once() 
     assert found.tolist() == [[0, 1, 1, x] for x in (1, 2, 3, 4)]
     empty = sample_foreground("a", semantic=None, instances=[np.zeros((2, 2, 2), np.int32)], objects=[])
     assert empty.shape == (0, 4)
-    with pytest.raises(ValueError, match="axes up to 65536"):
+    with pytest.raises(ValueError, match="axes of at most 65536"):
         sample_foreground("a", semantic=np.ones((1, 1, 2**16 + 1), np.int16), instances=(), objects=[])
 
 

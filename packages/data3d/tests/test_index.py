@@ -14,6 +14,8 @@ import pytest
 import zarr
 
 import girih_data3d as d3
+import girih_data3d.index
+from girih_data3d.folder import DamageError
 from girih_data3d.index import table_of, write_index
 from girih_data3d.layout import SCHEMA, case_folder, case_key
 
@@ -116,6 +118,23 @@ def test_nothing_is_written_if_nothing_changed(root: Path) -> None:
     d3.update_index(str(root))
     assert (root / "index.zarr").is_dir()
     assert list((root / ".tmp").iterdir()) == []
+
+
+def test_index_that_is_replaced_while_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = d3.update_index(root)
+    shutil.rmtree(case_folder(root, "a"))
+    real, calls = girih_data3d.index.read_index, []
+
+    def read(folder: Any) -> d3.CaseIndex:
+        if not calls:
+            calls.append(folder)
+            d3.update_index(root)
+            raise DamageError(folder.locate("boxes"), "missing")
+        return real(folder)
+
+    monkeypatch.setattr("girih_data3d.index.read_index", read)
+    assert d3.Store.open(root).case_ids == ("Müller 王", "b")
+    assert len(before) == 3
 
 
 def test_index_of_another_schema(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,14 +149,25 @@ def written_index(root: Path) -> CaseIndex | None:
         ManifestError: it is damaged.
     """
     folder = root / INDEX
-    if not folder.is_dir():
+    number = _number(folder)
+    if number is None:
         return None
     try:
         return read_index(LocalFolder(folder, OpenFiles()))
     except DamageError as error:
+        if _number(folder) != number:  # another process has replaced it while it was being read
+            return written_index(root)
         raise ManifestError(
             f"{error.path}: {error.reason}; the index is derived: remove {folder}, or call update_index({str(root)!r})"
         ) from error
+
+
+def _number(folder: Path) -> int | None:
+    """Return the number by which the file system knows a folder; None if there is none."""
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def row_of(found: Seal) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A prepared dataset, on local disk or in any zarr store."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +25,9 @@ class Store:
     name: str
     classes: tuple[str, ...]
     spec: PrepareSpec
-    index: CaseIndex
+    index: CaseIndex = field(repr=False)
     """What is known about the cases without opening them; as found on opening."""
-    files: OpenFiles
+    files: OpenFiles = field(repr=False)
     """The files that its cases keep open."""
 
     @classmethod
@@ -43,7 +43,10 @@ class Store:
         Raises:
             ManifestError: no dataset.json, a broken one, or one of another schema; a damaged index.
             CorruptCaseError: a case that the index lacks has a damaged record.
+            ValueError: an unknown `io`.
         """
+        if io not in ("pread", "mmap"):
+            raise ValueError(f"io is {io!r}, wanted 'pread' or 'mmap'")
         if isinstance(root, ZarrStore):
             where = RemoteFolder(root, "")
             try:
