@@ -30,7 +30,8 @@ def leftovers(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.rglob("*")
-        if path.suffix == ".zarr" or (".tmp" in path.parts[len(folder.parts) :] and path.is_file())
+        if (path.suffix == ".zarr" and path.name != "index.zarr")
+        or (".tmp" in path.parts[len(folder.parts) :] and path.is_file())
     ]
 
 
@@ -170,6 +171,7 @@ def prepared(raw: Path, out: Path, change) -> Path:
     copy = shutil.copytree(raw, out.with_name("raw"))
     manifest = json.loads((copy / "dataset.json").read_text())
     change(manifest["cases"][0])
+    shutil.copy(copy / manifest["cases"][0]["images"][0], copy / "second.nii.gz")
     (copy / "dataset.json").write_text(json.dumps(manifest))
     assert main(["prepare", "--data", str(copy), "--out", str(out), "--workers", "1"]) == 0
     return out
@@ -180,7 +182,7 @@ def unlabelled(case: dict) -> None:
 
 
 def two_channels(case: dict) -> None:
-    case["images"] *= 2
+    case["images"].append("second.nii.gz")
 
 
 @pytest.mark.parametrize(

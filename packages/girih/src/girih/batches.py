@@ -39,8 +39,12 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
     index = store.index
     if not len(index):
         raise ValueError(f"{store.root} holds no prepared case")
+    first, channels = index.case_ids[0], int(index.channels[0])
     refused: list[tuple[Any, str]] = [
-        (index.channels != index.channels[0], f"has another number of channels than {index.case_ids[0]!r}"),
+        *(
+            (index.channels == n, f"has {n} channels, {first!r} has {channels}")
+            for n in set(index.channels) - {channels}
+        ),
         *((~getattr(index, kind), f"has no {kind!r} labels, which this training requires") for kind in sorted(labels)),
     ]
     if objects:
@@ -52,7 +56,7 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
     modalities = set(index.modalities)
     content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.checksums.tolist(), strict=True))
     return Survey(
-        in_channels=int(index.channels[0]),
+        in_channels=channels,
         modality=modalities.pop() if len(modalities) == 1 else None,
         sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
