@@ -173,9 +173,15 @@ def write_overlapping(root: Path, case_id: str = "two") -> Path:
     return write_small_case(root, case_id, volume, instances=list(layers), semantic=semantic, objects=objects)
 
 
+@pytest.fixture(scope="session")
+def overlapping_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("overlapping")
+    write_overlapping(root)
+    d3.update_index(root)
+    return root
+
+
 @pytest.fixture
-def overlapping(tmp_path: Path) -> d3.Store:
+def overlapping(overlapping_once: Path, tmp_path: Path) -> d3.Store:
     """A dataset of one case with two layers of instances and tissues, which the test may damage."""
-    write_overlapping(tmp_path / "made")
-    d3.update_index(tmp_path / "made")
-    return d3.Store.open(tmp_path / "made")
+    return d3.Store.open(shutil.copytree(overlapping_once, tmp_path / "made"))
