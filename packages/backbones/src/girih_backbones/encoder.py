@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from girih_backbones.checkpointing import Checkpointable
+from girih_backbones.activation_checkpointing import Checkpointable
 from girih_backbones.topology import Triples, check_patch
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from girih_backbones.checkpointing import Checkpointable
+from girih_backbones.activation_checkpointing import Checkpointable
 from girih_backbones.topology import Triple, Triples, positive_integers, triples
 from girih_backbones.units import ConvUnit, Init, initialise
 
