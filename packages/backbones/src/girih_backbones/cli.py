@@ -102,15 +102,15 @@ def _describe(options: argparse.Namespace) -> int:
 def _summary(weights: Weights) -> str:
     header = weights.header
     lines = [
-        f"file         {weights.path}",
-        f"encoder      {short_description(header['encoder'])}, for {header['in_channels']} channels",
-        f"neck         {short_description(header['neck']) if header['neck'] else 'none'}",
-        f"stems        {', '.join(f'{name} ({n})' for name, n in header['stems'].items()) or 'none'}",
-        f"parameters   {sum(t.numel() for t in weights.tensors.values()):,} in {len(weights.tensors)} tensors",
+        f"file             {weights.path}",
+        f"encoder          {short_description(header['encoder'])}, for {header['in_channels']} channels",
+        f"neck             {short_description(header['neck']) if header['neck'] else 'none'}",
+        f"stems            {', '.join(f'{name} ({n})' for name, n in header['stems'].items()) or 'none'}",
+        f"parameters       {sum(t.numel() for t in weights.tensors.values()):,} in {len(weights.tensors)} tensors",
     ]
     for field in ("patch_zyx", "spacing_zyx_mm", "normalisation", "modality", "objective", "steps", "source"):
         value = header[field]
-        lines.append(f"{field:<12} {'unknown' if value is None else value}")
-    lines.append(f"versions     {', '.join(f'{name} {v}' for name, v in header['versions'].items()) or 'unknown'}")
-    lines += [f"note         {line}" for line in header.get("notes", ())]
+        lines.append(f"{field:<16} {'unknown' if value is None else value}")
+    lines.append(f"versions         {', '.join(f'{name} {v}' for name, v in header['versions'].items()) or 'unknown'}")
+    lines += [f"note             {line}" for line in header.get("notes", ())]
     return "\n".join(lines) + "\n"

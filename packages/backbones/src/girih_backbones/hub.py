@@ -38,20 +38,21 @@ def fetch(identifier: str, *, max_bytes: int) -> Fetched:
     match = _IDENTIFIER.fullmatch(identifier)
     if match is None:
         raise ValueError("found another form, wanted hf://owner/name@revision/file")
-    repository, name = match["repository"], match["file"]
+    repository, name, revision = match["repository"], match["file"], unquote(match["revision"] or "main")
     try:
         from huggingface_hub import errors, hf_hub_download
     except ModuleNotFoundError as error:
         raise ValueError("needs huggingface_hub: pip install 'girih-backbones[hub]'") from error
     http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # the base of its HTTP library's errors
     try:
-        info = hf_hub_download(repository, name, revision=unquote(match["revision"] or "main"), dry_run=True)
+        info = hf_hub_download(repository, name, revision=revision, dry_run=True)
         if info.file_size is not None and info.file_size > max_bytes:
             raise ValueError(f"found {info.file_size} bytes, wanted at most {max_bytes}")
-        path = Path(hf_hub_download(repository, name, revision=info.commit_hash))
+        path = Path(hf_hub_download(repository, name, revision=revision))
+        commit = path.parents[len(PurePosixPath(name).parts) - 1].name  # snapshots/<commit>/<name>
         if path.suffix != ".safetensors":
             with suppress(errors.EntryNotFoundError):  # the plan is inside the checkpoint, or there is none
-                hf_hub_download(repository, str(PurePosixPath(name).with_name(PLAN)), revision=info.commit_hash)
+                hf_hub_download(repository, str(PurePosixPath(name).with_name(PLAN)), revision=commit)
     except errors.LocalEntryNotFoundError as error:
         raise ValueError("the Hub cannot be reached, and the file is not in the cache") from error
     except (OSError, http_error) as error:
@@ -59,4 +60,4 @@ def fetch(identifier: str, *, max_bytes: int) -> Fetched:
         raise ValueError(f"cannot be fetched: {first}") from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Fetched(path, f"{SCHEME}{repository}@{info.commit_hash}/{name}", sha256)
+    return Fetched(path, f"{SCHEME}{repository}@{commit}/{name}", sha256)
