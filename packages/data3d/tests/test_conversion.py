@@ -2,13 +2,8 @@
 
 import hashlib
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +13,10 @@ import pytest
 import girih_data3d as d3
 
 SPEC = d3.PrepareSpec()
+
+
+def prepare(dataset: d3.Dataset, root: Path, *, spec: d3.PrepareSpec = SPEC, **how: Any) -> d3.Report:
+    return d3.prepare_many(dataset, root, spec, workers=0, **how)
 
 
 def tree_hash(root: Path) -> str:
@@ -31,10 +30,10 @@ def tree_hash(root: Path) -> str:
 def test_second_run_skips_everything(own_source: Path, tmp_path: Path) -> None:
     dataset = d3.read_manifest(own_source)
     seen: list[tuple[str, str]] = []
-    first = d3.prepare_many(dataset, tmp_path / "out", SPEC, on_progress=lambda *event: seen.append(event))
+    first = prepare(dataset, tmp_path / "out", on_progress=lambda *event: seen.append(event))
     assert first == d3.Report(done=["case0", "case1", "free"])
     before = tree_hash(tmp_path / "out")
-    second = d3.prepare_many(dataset, tmp_path / "out", SPEC, on_progress=lambda *event: seen.append(event))
+    second = prepare(dataset, tmp_path / "out", on_progress=lambda *event: seen.append(event))
     assert second == d3.Report(skipped=["case0", "case1", "free"])
     assert seen == [(c, o) for o in ("done", "skipped") for c in ("case0", "case1", "free")]
     assert tree_hash(tmp_path / "out") == before
@@ -43,15 +42,15 @@ def test_second_run_skips_everything(own_source: Path, tmp_path: Path) -> None:
 
 def test_changed_source_is_noticed(own_source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    d3.prepare_many(d3.read_manifest(own_source), out, SPEC)
+    prepare(d3.read_manifest(own_source), out)
     d3.write_nifti(np.ones((30, 30, 30), np.float32), own_source / "free.nii.gz", affine=np.eye(4))
     dataset = d3.read_manifest(own_source)
     with pytest.raises(d3.StaleCaseError, match="other source files"):
         d3.prepare_case(dataset.sources[2], out, SPEC, classes=dataset.classes)
-    report = d3.prepare_many(dataset, out, SPEC)
+    report = prepare(dataset, out)
     assert report.skipped == ["case0", "case1"]
     assert "StaleCaseError" in report.failed["free"]
-    assert d3.prepare_many(dataset, out, SPEC, overwrite=True).done == ["free"]
+    assert prepare(dataset, out, overwrite=True).done == ["free"]
     assert not d3.Store.open(out)["free"].to_xarray().values.any()
 
 
@@ -70,31 +69,31 @@ def test_changed_annotation_is_noticed(
     case: dict[str, Any] = {"case_id": "case0", "images": ["0.nii.gz"], "instances": "0_objects.nii.gz"}
     case["instance_classes"] = {"7": 1, "2": 0, "4": 0}
     manifest_of(own_source, [case])
-    d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC)
+    prepare(d3.read_manifest(own_source), tmp_path / "out")
     manifest_of(own_source, [{**case, **change}])
     dataset = d3.read_manifest(own_source)
-    assert list(d3.prepare_many(dataset, tmp_path / "out", SPEC).failed) == ["case0"]
-    assert d3.prepare_many(dataset, tmp_path / "out", SPEC, overwrite=True).done == ["case0"]
+    assert list(prepare(dataset, tmp_path / "out").failed) == ["case0"]
+    assert prepare(dataset, tmp_path / "out", overwrite=True).done == ["case0"]
     assert list((tmp_path / "out" / ".tmp").iterdir()) == []
 
 
 def test_changed_spec_is_refused_before_any_work(own_source: Path, tmp_path: Path) -> None:
     dataset, out = d3.read_manifest(own_source), tmp_path / "out"
-    d3.prepare_many(dataset, out, SPEC)
+    prepare(dataset, out)
     before = tree_hash(out)
     other = d3.PrepareSpec(target_zyx_mm=(2, 2, 2))
     with pytest.raises(d3.StaleCaseError, match="spec_hash"):
-        d3.prepare_many(dataset, out, other)
+        prepare(dataset, out, spec=other)
     assert tree_hash(out) == before
-    assert d3.prepare_many(dataset, out, other, overwrite=True).done == ["case0", "case1", "free"]
+    assert prepare(dataset, out, spec=other, overwrite=True).done == ["case0", "case1", "free"]
     assert d3.Store.open(out)["free"].spacing_zyx_mm == (2, 2, 2)
 
 
 def test_case_of_another_spec_is_not_opened(own_source: Path, tmp_path: Path) -> None:
     dataset, out = d3.read_manifest(own_source), tmp_path / "out"
-    d3.prepare_many(dataset, out, SPEC)
+    prepare(dataset, out)
     other = d3.PrepareSpec(crop=None)
-    d3.prepare_many(d3.Dataset("toy", dataset.classes, dataset.sources[:1]), out, other, overwrite=True)
+    prepare(d3.Dataset("toy", dataset.classes, dataset.sources[:1]), out, spec=other, overwrite=True)
     store = d3.Store.open(out)
     assert store["case0"].shape[0] == 1
     with pytest.raises(d3.StaleCaseError, match="prepared with spec"):
@@ -103,48 +102,70 @@ def test_case_of_another_spec_is_not_opened(own_source: Path, tmp_path: Path) ->
 
 def test_one_bad_file_does_not_stop_the_others(own_source: Path, tmp_path: Path) -> None:
     (own_source / "0.nii.gz").write_bytes((own_source / "0.nii.gz").read_bytes()[:1000])
-    report = d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC)
+    report = prepare(d3.read_manifest(own_source), tmp_path / "out")
     assert report.done == ["case1", "free"]
     assert "0.nii.gz: truncated" in report.failed["case0"]
     assert d3.Store.open(tmp_path / "out").case_ids == ("case1", "free")
     assert list((tmp_path / "out" / ".tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_executors_write_the_same_bytes(own_source: Path, prepared: d3.Store, tmp_path: Path, kind: str) -> None:
-    made = ThreadPoolExecutor(2) if kind == "threads" else ProcessPoolExecutor(2, get_context("forkserver"))
-    with made as executor:
-        report = d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC, executor=executor)
-    assert report.done == ["case0", "case1", "free"]
-    assert tree_hash(tmp_path / "out") == tree_hash(prepared.root)
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_killed_at_any_time_leaves_complete_cases_only(
-    own_source: Path, prepared: d3.Store, tmp_path: Path, kills: int
-) -> None:
-    out = tmp_path / "out"
-    program = (
-        "import sys, girih_data3d as d3; print('ready', flush=True);"
-        "d3.prepare_many(d3.read_manifest(sys.argv[1]), sys.argv[2], d3.PrepareSpec())"
-    )
-    for delay in np.linspace(0.05, 0.3, kills):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(own_source), str(out)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if (out / "dataset.json").exists():
-            store = d3.Store.open(out)
-            for case_id in store:
-                np.testing.assert_array_equal(store[case_id].to_xarray(), prepared[case_id].to_xarray())
-    report = d3.prepare_many(d3.read_manifest(own_source), out, SPEC)
-    assert sorted(report.done + report.skipped) == ["case0", "case1", "free"]
+def test_shards_together_are_the_whole(own_source: Path, prepared: d3.Store, tmp_path: Path) -> None:
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    assert prepare(dataset, out, shard=(1, 2)) == d3.Report(done=["case1"])
+    assert d3.Store.open(out).case_ids == ("case1",)
+    assert prepare(dataset, out, shard=(0, 2)) == d3.Report(done=["case0", "free"])
+    assert prepare(dataset, out, shard=(4, 5)) == d3.Report()
     assert tree_hash(out) == tree_hash(prepared.root)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"shard": (2, 2)}, r"shard is \(2, 2\), wanted \(i, n\)"),
+        ({"shard": (-1, 2)}, "from 0 to n - 1"),
+        ({"shard": (0, 0)}, "from 0 to n - 1"),
+        ({"workers": -1}, "workers is -1, wanted 0 or more"),
+        ({"workers": 1, "executor": ThreadPoolExecutor(1)}, "none beside an executor"),
+    ],
+)
+def test_impossible_splits_are_refused_before_any_write(
+    own_source: Path, tmp_path: Path, how: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC, **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_between_cases_goes_on_where_it_was(own_source: Path, prepared: d3.Store, tmp_path: Path) -> None:
+    def stop(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset, out, on_progress=stop)
     assert list((out / ".tmp").iterdir()) == []
+    assert d3.Store.open(out).case_ids == ("case0",)
+    assert prepare(dataset, out) == d3.Report(done=["case1", "free"], skipped=["case0"])
+    assert tree_hash(out) == tree_hash(prepared.root)
+
+
+def test_interrupted_within_a_case_leaves_nothing(
+    own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("girih_data3d.case_writer.seal", stop)  # all arrays are written by then
+    with pytest.raises(KeyboardInterrupt) as caught:
+        prepare(d3.read_manifest(own_source), tmp_path / "out")
+    assert caught.value.__notes__ == ["while preparing case 'case0'"]
+    assert list((tmp_path / "out" / ".tmp").iterdir()) == []
+    assert not (tmp_path / "out" / "cases").exists()
+
+
+def test_report_as_text() -> None:
+    report = d3.Report(done=["a", "b"], failed={"c": "ScanError: c.nii: truncated"})
+    assert str(report) == "2 done, 0 skipped, 1 failed\n  c: ScanError: c.nii: truncated"
 
 
 def test_leftovers_of_living_processes_stay(own_source: Path, tmp_path: Path) -> None:
@@ -156,5 +177,5 @@ def test_leftovers_of_living_processes_stay(own_source: Path, tmp_path: Path) ->
     old = aside / f"{os.getpid()}@elsewhere@old"
     old.mkdir()
     os.utime(old, (0, 0))
-    d3.prepare_many(d3.read_manifest(own_source), tmp_path / "out", SPEC)
+    prepare(d3.read_manifest(own_source), tmp_path / "out")
     assert sorted(p.name.rpartition("@")[2] for p in aside.iterdir()) == ["alive", "unknown"]

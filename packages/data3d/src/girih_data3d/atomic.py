@@ -88,4 +88,8 @@ def _alive(process: int) -> bool:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # not Linux
+        return True
+    return state not in ("Z", "X")  # a zombie: ended, but nobody has asked how
