@@ -119,23 +119,25 @@ def test_sphere_on_oblique_axes_touches_its_box(tmp_path: Path) -> None:
 def test_crop_never_cuts_an_object(tmp_path: Path, kind: str) -> None:
     image, labels = np.zeros((2, 8, 10, 12), np.float32)
     image[3:5, 4:6, 5:7] = 1
-    labels[1, 1, 1] = 1
+    labels[1, 1, 1], labels[6, 8, 10] = 1, 2
     affine = np.diag([0.8, 1.0, 2.5, 1])
+    boxes = ((1, 1.25, 1, 2, 2, 2), (6, 8, 10, 6.5, 8.75, 10.25))
+    centres = ((0.8, 1.0, 2.5), (8.0, 8.0, 15.0))
     images = (write(tmp_path, image, "a.nii", affine),)
     source = {
         "mask": d3.CaseSource("a", images, (write(tmp_path, labels, "l.nii", affine),)),
-        "box": d3.CaseSource("a", images, objects=(d3.ObjectLabel(0, box_zyx=(1, 1.25, 1, 2, 2, 2)),)),
+        "box": d3.CaseSource("a", images, objects=tuple(d3.ObjectLabel(0, box_zyx=box) for box in boxes)),
         "sphere": d3.CaseSource(
-            "a", images, objects=(d3.ObjectLabel(0, center_ras_mm=(0.8, 1.0, 2.5), diameter_mm=0.7),)
+            "a", images, objects=tuple(d3.ObjectLabel(0, center_ras_mm=c, diameter_mm=0.7) for c in centres)
         ),
     }[kind]
     case = prepared_case(tmp_path, source, d3.PrepareSpec(target_zyx_mm=None))
     assert case.prepared["crop_start_zyx"] == [1, 1, 1]
-    assert case.shape == (1, 4, 5, 6)
-    assert (case.boxes[:, :3] >= 0).all()
+    assert case.shape == (1, 6, 8, 10)
+    assert ((case.boxes[:, :3] >= 0) & (case.boxes[:, 3:] <= case.shape[1:])).all()
     if kind == "mask":
-        assert case.boxes.tolist() == [[0, 0, 0, 1, 1, 1]]
-        assert case.voxels.tolist() == [1]
+        assert case.boxes.tolist() == [[0, 0, 0, 1, 1, 1], [5, 7, 9, 6, 8, 10]]
+        assert case.voxels.tolist() == [1, 1]
 
 
 def test_parts_outside_the_scan_are_clipped_and_counted(tmp_path: Path) -> None:

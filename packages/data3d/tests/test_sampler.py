@@ -82,7 +82,7 @@ def test_random_items_go_through_all_cases_before_repeating(p: float) -> None:
 
 def test_object_items_are_uniform_over_objects() -> None:
     assert_shares(
-        Counter(place.case for place in draw(d3.PatchSampler(PATCH, object_fraction=1.0), THREE, 3000)),
+        Counter(place.case for place in draw(d3.PatchSampler(PATCH, object_fraction=1.0), THREE, 1200)),
         {0: 1 / 3, 2: 2 / 3},
     )
 
@@ -94,7 +94,7 @@ CLASSES = table([(50, 60, 70)] * 4, [(case, BOXES[0]) for case in (0, 0, 0, 1, 1
 def test_class_balanced_draws_classes_then_objects() -> None:
     sampler = d3.PatchSampler(PATCH, object_fraction=1, class_balanced=True)
     assert_shares(
-        Counter(place.case for place in draw(sampler, CLASSES, 6000)), {0: 1 / 4, 1: 1 / 12 + 1 / 3, 2: 1 / 3}
+        Counter(place.case for place in draw(sampler, CLASSES, 2000)), {0: 1 / 4, 1: 1 / 12 + 1 / 3, 2: 1 / 3}
     )
 
 
@@ -108,7 +108,7 @@ def test_class_balanced_draws_classes_then_objects() -> None:
 )
 def test_case_weights(kwargs: dict[str, Any], wanted: dict[int, float]) -> None:
     sampler = d3.PatchSampler(PATCH, case_weights={"c0": 0, "c2": 3}, **kwargs)
-    assert_shares(Counter(place.case for place in draw(sampler, CLASSES, 4000)), wanted)
+    assert_shares(Counter(place.case for place in draw(sampler, CLASSES, 1500)), wanted)
 
 
 TWO_SETS = table(
@@ -133,13 +133,13 @@ TWO_SETS = table(
 )
 def test_dataset_weights(kwargs: dict[str, Any], wanted: dict[int, float]) -> None:
     sampler = d3.PatchSampler(PATCH, dataset_weights={"a": 2, "b": 6}, **kwargs)
-    places = draw(sampler, TWO_SETS, 4000, lambda case: np.array([[1, 5, 5, 5]], np.uint16))
+    places = draw(sampler, TWO_SETS, 1500, lambda case: np.array([[1, 5, 5, 5]], np.uint16))
     assert_shares(Counter(place.case for place in places), wanted)
 
 
 def test_without_weights_classes_of_two_datasets_are_two_classes() -> None:
     sampler = d3.PatchSampler(PATCH, object_fraction=1, class_balanced=True)
-    assert_shares(Counter(p.case for p in draw(sampler, TWO_SETS, 3000)), {0: 1 / 3, 1: 1 / 3, 3: 1 / 3})
+    assert_shares(Counter(p.case for p in draw(sampler, TWO_SETS, 1200)), {0: 1 / 3, 1: 1 / 3, 3: 1 / 3})
 
 
 def test_semantic_items_lie_around_a_voxel_of_a_uniform_class() -> None:
@@ -148,7 +148,7 @@ def test_semantic_items_lie_around_a_voxel_of_a_uniform_class() -> None:
     tables = {0: np.concatenate([voxels, [[9, 30, 30, 30]]] * 1).astype(np.uint16), 2: np.zeros((0, 4), np.uint16)}
     cases = table([(50, 60, 70)] * 3, [], semantic=[True, False, True])
     sampler = d3.PatchSampler((16, 15, 80), object_fraction=1, around="semantic")
-    places = draw(sampler, cases, 2000, tables.__getitem__)
+    places = draw(sampler, cases, 1200, tables.__getitem__)
     assert_shares(Counter(place.case for place in places), {0: 1 / 2, 2: 1 / 2})
     first = [place.centre - (8, 7.5, 40) for place in places if place.case == 0]
     # centred on (30, 30, 30): start 30 - 16 // 2, 30 - 15 // 2; x is deeper than the case
@@ -161,7 +161,7 @@ def test_semantic_items_lie_around_a_voxel_of_a_uniform_class() -> None:
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_places_without_objects_are_uniform(p: float) -> None:
     cases = table([(20, 16, 40)], [(0, [8, 0, 3, 9, 16, 36])])  # x: longer than the patch
-    starts = np.array([place.centre - 8 for place in draw(d3.PatchSampler(PATCH, object_fraction=p), cases, 5000)])
+    starts = np.array([place.centre - 8 for place in draw(d3.PatchSampler(PATCH, object_fraction=p), cases, 2000)])
     wanted = [range(5), [0], range(25)]  # with p = 1: z holds the object, the middle of x lies in [3, 36)
     for axis in range(3):
         low, high = starts[:, axis].min(), starts[:, axis].max()
