@@ -1,6 +1,7 @@
 """Samples: exact keys and types, boxes that agree with masks, places that agree with the affine."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,23 @@ def test_turned_patch_equals_interpolation_of_the_whole_case(prepared: d3.Store,
         np.testing.assert_array_equal(sample["semantic"][sure], tissue[z, y, x].reshape(PATCH)[sure])
         np.testing.assert_array_equal(sample["valid"][sure], (inside & (found != 3))[sure])
         np.testing.assert_array_equal((sample["instances"] > 0)[sure], ((found == 1) | (found == 2))[sure])
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float16", "float32"])
+def test_every_channel_is_turned_whatever_its_type_on_disk(source: Path, tmp_path: Path, dtype: Any) -> None:
+    images = (source / "free.nii.gz", source / "free.nii.gz")
+    raw = d3.Dataset("two", (), (d3.CaseSource("a", images),))
+    d3.prepare_many(raw, tmp_path, d3.PrepareSpec(dtype=dtype), workers=0)
+    store = d3.Store.open(tmp_path)
+    whole = store["a"].read_patch((-40,) * 3, (110,) * 3)[0].astype(np.float64)
+    for p_rotation in (0, 1):
+        geometry = d3.Geometry(p_rotation=p_rotation, p_scale=1)
+        sample = dataset(store, geometry=geometry, case_ids=("a",), object_fraction=0)[1]
+        index = np.argwhere(np.ones(PATCH, bool)).astype(float)
+        at = d3.world_to_voxel(store["a"].affine, d3.voxel_to_world(sample["affine"], index)) + 40
+        expected = ndimage.map_coordinates(whole, at.T, order=1).reshape(PATCH)
+        for channel in sample["image"]:
+            np.testing.assert_allclose(channel, expected, atol=1e-4)
 
 
 def test_mirrored_patch_is_the_flipped_volume(prepared: d3.Store) -> None:
