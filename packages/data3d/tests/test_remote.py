@@ -9,15 +9,18 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import obstore
 import pytest
+import zarr
 from zarr.abc.store import Store as ZarrStore
 from zarr.buffer import cpu
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, WrapperStore
 
 import girih_data3d as d3
+from girih_data3d.layout import case_key
 
 
 class WithRanges(SimpleHTTPRequestHandler):
@@ -107,8 +110,11 @@ MAKERS: dict[str, Callable[[Path], ZarrStore]] = {
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_stores_of_objects(overlapping: d3.Store, make: Callable[[Path], ZarrStore]) -> None:
-    far = d3.Store.open(make(overlapping.root))
+    store = make(overlapping.root)
+    far = d3.Store.open(store)
     assert_same(overlapping, far)
+    theirs = zarr.open_array(store, path=f"{case_key('two')}/0", mode="r")
+    np.testing.assert_array_equal(theirs[:, 3:20, 4:, :40], far["two"].read_patch((3, 4, 0), (17, 36, 40), raw=True))
     far["two"].export_nifti(overlapping.root / "far.nii.gz", channel=1)
     assert d3.read_scan(overlapping.root / "far.nii.gz").shape == (1, 37, 40, 45)
 
@@ -163,17 +169,17 @@ def test_every_damage_raises(overlapping: d3.Store, served: str, how: str) -> No
 
 def test_shards_that_change_after_opening(overlapping: d3.Store, served: str) -> None:
     case = d3.Store.open(over_http(served))["two"]
-    case.read_patch((0, 0, 0), (2, 2, 2))
+    whole = case.read_patch((0, 0, 0), case.shape[1:])
     path = overlapping["two"].folder / "0/c/0/0/0/0"
     good = path.read_bytes()
-    for damage in (good[: len(good) // 2], good[:10], None):
+    for damage in (good[: len(good) // 2], good[:10], b"", None):
         path.unlink()
         if damage is not None:
             path.write_bytes(damage)
-        with pytest.raises(d3.CorruptCaseError, match="0: not readable"):
-            case.read_patch((0, 0, 0), (2, 2, 2))
+        with pytest.raises(d3.CorruptCaseError, match="0/c/0/0/0/0: not readable"):
+            case.read_patch((0, 0, 0), case.shape[1:])
     path.write_bytes(good)
-    case.read_patch((0, 0, 0), (2, 2, 2))
+    np.testing.assert_array_equal(case.read_patch((0, 0, 0), case.shape[1:]), whole)
 
 
 def test_what_a_remote_dataset_needs(overlapping: d3.Store) -> None:
@@ -194,7 +200,7 @@ def test_network_trouble_is_not_called_damage(served: str) -> None:
     store = obstore.store.HTTPStore.from_url(
         "http://127.0.0.1:1", client_options={"allow_http": True}, retry_config={"max_retries": 0}
     )
-    case._image._store = ObjectStore(store, read_only=True)
+    case._image._files._store = ObjectStore(store, read_only=True)
     with pytest.raises(obstore.exceptions.GenericError):
         case.read_patch((0, 0, 0), (2, 2, 2))
 
@@ -216,3 +222,20 @@ def test_patches_for_training(overlapping: d3.Store, served: str) -> None:
         assert one.keys() == other.keys()
         for key in one:
             np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_requests_of_a_patch(overlapping: d3.Store) -> None:
+    asked: list[object] = []
+
+    class Counting(WrapperStore[ZarrStore]):
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            asked.append(byte_range)
+            return await self._store.get(key, prototype, byte_range)
+
+    case = d3.Store.open(Counting(in_memory(overlapping.root)))["two"]
+    asked.clear()
+    case.read_patch((0, 0, 0), case.shape[1:])
+    assert len(asked) <= 6  # the index, and sixteen chunks in a few ranges
+    asked.clear()
+    case.read_patch((10, 10, 10), (2, 2, 2))
+    assert len(asked) == 1

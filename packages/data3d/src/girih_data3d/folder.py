@@ -67,5 +67,5 @@ class LocalFolder:
             raise DamageError(str(error.filename), f"not readable: {error}") from error
 
     def array(self, name: str, metadata: dict[str, Any], case_id: str) -> ShardReader:
-        """Return a reader of an array; it looks at the zarr.json itself."""
-        return ShardReader(self.path / name, case_id, self.files)
+        """Return a reader of an array; `metadata` is the content of its zarr.json."""
+        return ShardReader(self.path / name, case_id, self.files, record=metadata)

@@ -1,4 +1,4 @@
-"""Read windows of a sharded zarr array straight from its files: look up, read, check and unpack the touched chunks.
+"""Read windows of a sharded zarr array straight from its shards: look up, read, check and unpack the touched chunks.
 
 The layout is zarr v3's `sharding_indexed` codec: compressed inner chunks, then an index of (offset, length) pairs and
 its CRC-32C at the end of the file; every inner chunk ends with its own CRC-32C.
@@ -7,8 +7,8 @@ its CRC-32C at the end of the file; every inner chunk ends with its own CRC-32C.
 import itertools
 import json
 import math
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
 import numcodecs.blosc
@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from girih_data3d.errors import CorruptCaseError
-from girih_data3d.open_files import OpenFile, OpenFiles
 from girih_data3d.resampling import Number
 
 numcodecs.blosc.use_threads = False  # as zarr itself sets: blosc's own thread pool does not survive a fork
@@ -27,20 +26,47 @@ RESIDUE = 0x48674BC7
 """CRC-32C of anything that is followed by its own CRC-32C (RFC 3385)."""
 
 
+@runtime_checkable
+class File(Protocol):
+    """A file of which any part can be read; `size` in bytes."""
+
+    size: int
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Return up to `length` bytes from `offset`; fewer at the end of the file."""
+
+    def prefetch(self, ranges: list[tuple[int, int]]) -> None:
+        """Start to load these (offset, length) ranges, which are read next."""
+
+
+@runtime_checkable
+class Files(Protocol):
+    """Opens files by their paths."""
+
+    def open(self, path: Any) -> File:
+        """Return a file, or raise OSError."""
+
+
 class ShardReader:
-    """One sharded zarr v3 array on local disk.
+    """One sharded zarr v3 array.
 
     Files are opened at the first read; a copy made by fork or pickle reads on its own. Attributes: `shape`, `dtype`,
     `attributes` (the array's own).
+
+    Args:
+        folder: of the array.
+        case_id: that errors name.
+        files: opens the shards below `folder`.
+        record: content of the array's zarr.json; None: it is read, on local disk.
 
     Raises:
         CorruptCaseError: on opening or reading: a missing or short file, a checksum that fails, an unknown layout.
     """
 
-    def __init__(self, folder: Path, case_id: str, files: OpenFiles) -> None:
+    def __init__(self, folder: PurePath, case_id: str, files: Files, *, record: dict[str, Any] | None = None) -> None:
         self.folder, self.case_id = folder, case_id
         try:
-            record = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+            record = json.loads(Path(folder, "zarr.json").read_text(encoding="utf-8")) if record is None else record
             shard, chunk = _layout(record)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptCaseError(case_id, str(folder / "zarr.json"), f"{type(error).__name__}: {error}") from error
@@ -104,7 +130,8 @@ class ShardReader:
             for head in itertools.product(*spans[:-2]):
                 _, into, taken = zip(*head, strict=True) if head else ((), (), ())  # a table has two axes only
                 for (_, into_y, taken_y), (_, into_x, taken_x) in rows:
-                    self._unpack(file, *next(entries), chunk)
+                    at, length = next(entries)
+                    self._unpack(file, at, length, chunk)
                     slab[(*taken, into_y, into_x)] = chunk[(*taken, taken_y, taken_x)]
                 part = out[into]
                 part[...] = slab[taken]
@@ -115,7 +142,7 @@ class ShardReader:
         except (OSError, OverflowError, RuntimeError, ValueError, IndexError) as error:
             raise CorruptCaseError(self.case_id, str(path), f"not readable: {error}") from error
 
-    def _unpack(self, file: OpenFile, at: int, length: int, chunk: Shaped[np.ndarray, "*chunk"]) -> None:
+    def _unpack(self, file: File, at: int, length: int, chunk: Shaped[np.ndarray, "*chunk"]) -> None:
         """Read one inner chunk, check it and decompress it into `chunk`."""
         if at == EMPTY:  # zarr leaves out chunks that hold nothing but the fill value
             chunk[...] = 0
@@ -125,7 +152,7 @@ class ShardReader:
             raise ValueError(_fault(f"chunk at byte {at}", len(packed), length))
         numcodecs.blosc.decompress(packed, chunk)
 
-    def _index(self, where: tuple[int, ...], file: OpenFile) -> np.ndarray:
+    def _index(self, where: tuple[int, ...], file: File) -> np.ndarray:
         """Return (offset, length) of every chunk of a shard."""
         found = self._indices.get(where)
         if found is None:

@@ -35,8 +35,8 @@ class Store:
         """Open a dataset that `prepare_many` wrote.
 
         Args:
-            root: a folder, or a zarr store object (an HTTP server, an object store) of which it is the root. The latter
-                is read through zarr-python, needs the index, and does not survive a fork: use forkserver or spawn.
+            root: a folder, or any zarr store object (an HTTP server, an object store) of which it is the root. The
+                latter needs the index; its workers start by forkserver or spawn, for such stores do not survive a fork.
             io: how files on local disk are read; "mmap" helps on some network file systems, but a file that is
                 truncated while it is open kills the process.
 
