@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, as_completed, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -119,13 +119,13 @@ def prepare_many(
     return report
 
 
-def _here(jobs: Sequence[Job]) -> Iterator[Result]:
+def _here(jobs: Sequence[Job]) -> Generator[Result, None, None]:
     with threadpool_limits(1):  # as in a pool: the last bit of a matrix product may depend on it
         for job in jobs:
             yield _try_case(*job)
 
 
-def _by_executor(jobs: Sequence[Job], executor: Executor) -> Iterator[Result]:
+def _by_executor(jobs: Sequence[Job], executor: Executor) -> Generator[Result, None, None]:
     case_ids: dict[Future[Result], str] = {}
     try:
         for job in jobs:
@@ -140,7 +140,7 @@ def _by_executor(jobs: Sequence[Job], executor: Executor) -> Iterator[Result]:
             future.cancel()
 
 
-def _by_pool(jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+def _by_pool(jobs: Sequence[Job], workers: int) -> Generator[Result, None, None]:
     """Run jobs in processes. If one dies, all are lost with the cases they are at, and a new pool takes the rest."""
     waiting, fruitless = deque(jobs), 0
     while waiting:

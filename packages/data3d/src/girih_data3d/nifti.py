@@ -106,7 +106,7 @@ def _header(path: Path, start: bytes) -> Any:
         raise ScanError(f"{path}: not a readable NIfTI file: it begins with {start[:8]!r}")
     if header["magic"].item() != kind.single_magic:
         raise ScanError(f"{path}: header of a pair (.hdr, .img), wanted one file")
-    if not header["sform_code"] and (header["pixdim"][1:4] < 0).any():
+    if not header["sform_code"] and not (header["pixdim"][1:4] > 0).all():  # nibabel would mend it
         raise ScanError(f"{path}: voxel size {header['pixdim'][1:4].tolist()}, wanted three positive lengths")
     header.check_fix()
     return header
