@@ -240,22 +240,29 @@ def loaders(folder: Path, patches: int, workers: int) -> None:
         )
     spec = d3.PrepareSpec(target_zyx_mm=None, crop=None)
     d3.prepare_many(d3.Dataset("ct", ("nodule",), tuple(cases)), folder / "prepared", spec, workers=0)
-    rows = {"girih": girih_loader(folder, size, workers), "girih, raw int16": girih_loader(folder, size, workers, True)}
-    if has("monai"):
-        rows["MONAI PersistentDataset (4 patches a scan)"] = monai_loader(folder, size, count, workers)
-    if has("torchio"):
-        rows["TorchIO Queue (8 patches a scan)"] = torchio_loader(folder, size, count, workers)
+    # name -> (loader, patches until caches and queues are in their steady state, the smallest fair count of patches)
+    rows = {
+        "girih": (girih_loader(folder, size, workers), 1, 1),
+        "girih, raw int16": (girih_loader(folder, size, workers, raw=True), 1, 1),
+    }
+    if has("monai"):  # the first epoch fills the cache on disk
+        rows["MONAI PersistentDataset (4 patches a scan)"] = (monai_loader(folder, size, count, workers), 16, 16)
+    if has("torchio"):  # a queue of 32 patches is filled whenever it is empty
+        rows["TorchIO Queue (8 patches a scan)"] = (torchio_loader(folder, size, count, workers), 32, 32)
     print(f"## Loader, {count} scans of 200 x 352 x 352, {size}^3 patches, workers {workers}\n")
     print("| system | first patch s | patches/s | girih is |\n|---|---|---|---|")
     ours = None
-    for name, start in rows.items():
+    for name, (start, warm, least) in rows.items():
         began = time.perf_counter()
         stream = start()
-        next(stream)
+        done = next(stream)
         first = time.perf_counter() - began
-        wanted = patches if "girih" in name else max(4, patches // 4)
-        began = time.perf_counter()
-        done = sum(next(stream) for _ in range(wanted))
+        while done < warm:
+            done += next(stream)
+        wanted = -(-patches // least) * least
+        began, done = time.perf_counter(), 0
+        while done < wanted:
+            done += next(stream)
         speed = done / (time.perf_counter() - began)
         stream.close()
         ours = speed if ours is None else ours
@@ -263,7 +270,7 @@ def loaders(folder: Path, patches: int, workers: int) -> None:
     print()
 
 
-def girih_loader(folder: Path, size: int, workers: int, raw: bool = False) -> Callable[[], Iterator[int]]:
+def girih_loader(folder: Path, size: int, workers: int, *, raw: bool = False) -> Callable[[], Iterator[int]]:
     from girih_data3d.torch import make_loader
 
     sampler = d3.PatchSampler((size,) * 3, object_fraction=1 / 3)
