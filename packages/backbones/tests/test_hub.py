@@ -158,19 +158,28 @@ def test_a_large_file_is_not_fetched(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("identifier", "message"),
     [
-        ("hf://girih/nothing@main/e.safetensors", "cannot be fetched: 404"),
-        ("hf://girih/encoders@v9/e.safetensors", "cannot be fetched: 404"),
-        ("hf://girih/encoders@main/no.safetensors", "cannot be fetched: 404"),
+        ("hf://girih/nothing@main/e.safetensors", "repository girih/nothing: not found, or not yours to see"),
+        ("hf://girih/encoders@v9/e.safetensors", "revision v9: not found in girih/encoders"),
+        ("hf://girih/encoders@main/no.safetensors", "file no.safetensors: not found in girih/encoders at main"),
         ("hf://girih/encoders@main", "found another form, wanted hf://owner/name@revision/file"),
         ("hf://encoders/e.safetensors", "found another form"),
         ("hf://girih/encoders@main/a@b", "found another form"),
-        ("hf://girih/encoders@main/../../e.safetensors", "hf://girih/encoders@main/../../e.safetensors: "),
+        ("hf://girih/encoders@main/../../e.safetensors", "cannot contain a '..' path segment"),
     ],
 )
 def test_what_is_not_there_is_refused(hub: Hub, identifier: str, message: str) -> None:
     found = refused(identifier)
     assert found.startswith(f"{identifier}: ")
     assert message in found
+
+
+@pytest.mark.parametrize("kind", ["OSError", "FileMetadataError", "HTTPError"])
+def test_other_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fail(*ignored: object, **options: object) -> None:
+        raise getattr(huggingface_hub.errors, kind, OSError)("connection reset\nby peer")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    assert refused("hf://girih/encoders@main/e.safetensors").endswith(": cannot be fetched: connection reset")
 
 
 def test_offline_the_cache_serves(hub: Hub, written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 MAX_PICKLE_BYTES = 64 * 2**20  # of everything but the tensors: plans and logs of ten thousand epochs are below 10 MB
@@ -50,7 +50,8 @@ def read_checkpoint(path: Path, max_bytes: int) -> dict[str, Any]:
     """Return the dictionary in a checkpoint; its tensors lie on the CPU and in the file until they are copied.
 
     PyTorch's restricted reader (`weights_only=True`) builds tensors and plain containers only. Before it starts, the
-    archive is checked to be no larger than it looks and the pickle to name no code.
+    archive is checked to be no larger than it looks and the pickle to name no code. Numbers of numpy, which the log of
+    a trainer is full of, are read as nothing; only while such a file is read does that hold in the whole process.
 
     Raises:
         ValueError: the file is not an archive of torch.save, is damaged, too large or names code, or holds something
@@ -102,7 +103,7 @@ def check_state(name: str, state: object) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if not isinstance(key, str):
             raise ValueError(f"{name}: found the key {key!r}, wanted text")
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_nested:
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_nested:
             raise ValueError(f"key {key}: found {type(tensor).__name__}, wanted a dense tensor")
         if not tensor.is_floating_point():
             continue  # counters and the like: no convolution or normalisation has them

@@ -180,7 +180,6 @@ def _plan(header: WeightsHeader, default: str | None) -> dict[str, Any]:
                 }
             },
             "experiment_planner_used": "girih",
-            **_intensities(header["normalisation"], in_channels),
         },
         "pretrain_num_input_channels": in_channels,
         "recommended_downstream_patchsize": header["patch_zyx"],
@@ -188,11 +187,12 @@ def _plan(header: WeightsHeader, default: str | None) -> dict[str, Any]:
         "key_to_stem": stem,
         "keys_to_in_proj": [f"{module}.conv", f"{module}.all_modules.0"],
         "key_to_lpe": None,
+        **_intensities(header["normalisation"], in_channels),
     }
 
 
 def _intensities(normalisation: Mapping[str, Any] | None, channels: int) -> dict[str, Any]:
-    """Return the numbers of a CT normalisation where nnU-Net's plans keep them."""
+    """Return the numbers of a CT normalisation as nnU-Net's plans call them; nnssl's plans have no place for them."""
     if not normalisation or normalisation["scheme"] != "ct":
         return {}
     clip, mean, std = normalisation["clip"], normalisation["mean"], normalisation["std"]

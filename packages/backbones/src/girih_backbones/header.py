@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from girih_backbones.interfaces import WeightsHeader
 
 SCHEMA = 1
+LARGEST = 1e300  # of any number: JSON has whole numbers that no float holds
 SCHEMES = ("zscore", "zscore_mask", "ct", "none")
 
 
@@ -19,18 +19,19 @@ def check_header(header: object) -> WeightsHeader:
         ValueError: names the first wrong field, with what was found and what was wanted.
     """
     if not isinstance(header, dict):
-        raise ValueError(f"header: found {_short(header)}, wanted an object")
+        raise ValueError(f"header: found {short(header)}, wanted an object")
     for name, (accepts, wanted) in _FIELDS.items():
         if name not in header:
             raise ValueError(f"header field {name!r}: not found, wanted {wanted}")
         if not accepts(header[name]):
-            raise ValueError(f"header field {name!r}: found {_short(header[name])}, wanted {wanted}")
+            raise ValueError(f"header field {name!r}: found {short(header[name])}, wanted {wanted}")
     if not list_of(is_text)(header.get("notes", [])):
-        raise ValueError(f"header field 'notes': found {_short(header['notes'])}, wanted a list of text")
+        raise ValueError(f"header field 'notes': found {short(header['notes'])}, wanted a list of text")
     return cast(WeightsHeader, header)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as a message shows it."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
@@ -47,7 +48,7 @@ def is_count(value: object, least: int = 1) -> bool:
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _is_object(value: object) -> bool:

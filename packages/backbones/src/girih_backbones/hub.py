@@ -55,6 +55,14 @@ def fetch(identifier: str, *, max_bytes: int) -> Fetched:
                 hf_hub_download(repository, str(PurePosixPath(name).with_name(PLAN)), revision=commit)
     except errors.LocalEntryNotFoundError as error:
         raise ValueError("the Hub cannot be reached, and the file is not in the cache") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"repository {repository} is gated: accept its terms on the Hub and log in") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"repository {repository}: not found, or not yours to see") from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"revision {revision}: not found in {repository}") from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(f"file {name}: not found in {repository} at {revision}") from error
     except (OSError, http_error) as error:
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"cannot be fetched: {first}") from error

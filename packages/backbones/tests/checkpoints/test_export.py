@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from girih_backbones import (
@@ -70,6 +72,33 @@ def test_there_and_back_bit_for_bit(tmp_path: Path, encoder: Encoder) -> None:
         assert found == told
     assert found["encoder"] == told["encoder"]
     assert again.header["notes"] == [] or weights.header["in_channels"] > 1
+
+
+TRIPLES = st.tuples(*[st.sampled_from([1, 2])] * 3)
+STAGES = st.lists(
+    st.tuples(st.integers(1, 4), TRIPLES, st.tuples(*[st.sampled_from([1, 3])] * 3), st.integers(1, 3)),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=25)
+@given(stages=STAGES, in_channels=st.integers(1, 3), plain=st.booleans(), bias=st.booleans(), relu=st.booleans())
+def test_any_topology_comes_back(tmp_path_factory, stages, in_channels, plain, bias, relu) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    channels, steps, kernels, depth = zip(*stages, strict=True)
+    shared = {"channels": channels, "downsampling": ((1, 1, 1), *steps[1:]), "kernels": kernels}
+    encoder: Encoder = ResidualEncoder(in_channels, **shared, blocks=depth)
+    if plain:
+        encoder = PlainEncoder(
+            in_channels, **shared, convs=depth, bias=bias, activation="relu" if relu else "leaky_relu"
+        )
+    save_weights(folder / "w.safetensors", encoder=drawn(encoder))
+    weights = read_weights(folder / "w.safetensors")
+    assert export_nnunet(folder / "c.pth", weights) == ()
+    again = read_weights(folder / "c.pth")
+    assert same(again.tensors, weights.tensors)
+    assert again.header["encoder"] == weights.header["encoder"]
 
 
 @pytest.mark.parametrize("encoder", [ENCODERS[0], ENCODERS[2]], ids=["residual", "plain"])

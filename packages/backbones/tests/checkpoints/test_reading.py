@@ -87,6 +87,13 @@ def test_the_plan_inside_goes_before_the_one_beside(tmp_path: Path, fakes) -> No
     assert read_weights(path).header["patch_zyx"] == [8, 8, 8]
 
 
+def test_a_plan_of_nnunet_inside_goes_before_one_beside(tmp_path: Path, fakes) -> None:
+    init_args = fakes.nnunet_init_args(fakes.arch_kwargs(), "ResidualEncoderUNet")
+    path = fakes.save(tmp_path / "c.pth", fakes.residual_unet(), init_args=init_args)
+    fakes.save_beside(path, fakes.adaptation_plan("PrimusM"))
+    assert read_weights(path).header["patch_zyx"] == [28, 256, 256]
+
+
 def test_the_decoder_is_a_neck_here(tmp_path: Path, fakes) -> None:
     state = fakes.residual_unet(channels=(2, 3, 5), blocks=(1, 1, 1))
     tensors = read_weights(fakes.save(tmp_path / "c.pth", state)).tensors
@@ -282,6 +289,28 @@ def test_the_plan_names_the_default_stem(tmp_path: Path, fakes) -> None:
     assert weights.header["in_channels"] == 4
     assert torch.equal(weights.tensors["encoder.stem.conv.weight"], weights.tensors["stems.004.conv.weight"])
     assert weights.header["notes"][0] == "the encoder's stem is that of dataset 004 of 2, as the plan says"
+
+
+@pytest.mark.parametrize("structure", ["residual_unet", "plain_unet"])
+def test_bare_names_of_a_backbone(tmp_path: Path, fakes, structure: str) -> None:
+    state = getattr(fakes, structure)(stems={"351_0": 1, "004": 4})
+    bare = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    plan = fakes.adaptation_plan(
+        "ResidualEncoderUNet" if structure == "residual_unet" else "PlainConvUNet",
+        fakes.arch_kwargs(blocks=(1, 2) if structure == "residual_unet" else (2, 2), plain=structure == "plain_unet"),
+        encoder="stages",
+        stem="stem.004",
+        projection=["stem.004.convs.0.conv"],
+        in_channels=4,
+    )
+    mine, other = (
+        read_weights(fakes.save(tmp_path / name, tensors, plan=told)).tensors
+        for name, tensors, told in (("bare.pth", bare, plan), ("full.pth", state, None))
+    )
+    for name, tensor in mine.items():
+        if not name.startswith("encoder.stem."):
+            assert torch.equal(tensor, other[name])
+    assert torch.equal(mine["encoder.stem.conv.weight"], other["stems.004.conv.weight"])
 
 
 @pytest.mark.parametrize(("stems", "chosen"), [({"9": 1, "351_0": 1}, "351_0"), ({"9": 2, "10": 1}, "10")])

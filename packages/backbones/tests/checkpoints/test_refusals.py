@@ -1,5 +1,6 @@
 """Files that are refused: the file, the key or field, what was found and what was wanted; and nothing runs."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from girih_backbones import WeightsError, read_weights
+from girih_backbones.foreign import convert
 
 
 def refused(path: Path, **kwargs: Any) -> str:
@@ -301,9 +303,17 @@ def test_a_decoder_that_is_no_neck_here_is_left_out(tmp_path: Path, fakes) -> No
         ("ResidualEncoderUNet", {"block": "a.BottleneckD"}, "block: found 'a.BottleneckD', wanted BasicBlockD"),
         ("ResidualEncoderUNet", {"pool_type": "max"}, "pool_type: found 'max', wanted 'conv'"),
         ("ResidualEncoderUNet", {"stem_channels": 7}, "stem_channels: found 7, wanted 2"),
-        ("ResidualEncoderUNet", {"n_stages": 3}, "features_per_stage: found [2, 4], wanted one entry for each stage"),
-        ("ResidualEncoderUNet", {"n_stages": 10**9, "features_per_stage": 4}, "wanted one entry for each stage"),
-        ("ResidualEncoderUNet", {"strides": [[0, 1, 1], [2, 2, 2]]}, "arch_kwargs: downsampling[0]: found (0, 1, 1)"),
+        (
+            "ResidualEncoderUNet",
+            {"n_stages": 3},
+            "features_per_stage: found [2, 4], wanted one whole number for each stage",
+        ),
+        ("ResidualEncoderUNet", {"n_stages": 10**9, "features_per_stage": 4}, "wanted one whole number for each"),
+        (
+            "ResidualEncoderUNet",
+            {"strides": [[0, 1, 1], [2, 2, 2]]},
+            "strides: found [[0, 1, 1], [2, 2, 2]], wanted three whole numbers",
+        ),
     ],
 )
 def test_a_plan_that_contradicts_is_refused(tmp_path: Path, fakes, name: Any, kwargs: Any, message: str) -> None:
@@ -317,6 +327,7 @@ def test_a_plan_that_contradicts_is_refused(tmp_path: Path, fakes, name: Any, kw
     [
         ({"pretrain_num_input_channels": 4}, "pretrain_num_input_channels: found 4, the stem's tensor has 1"),
         ({"pretrain_num_input_channels": "1"}, "pretrain_num_input_channels: found '1', wanted a whole number"),
+        ({"pretrained_n_stages": 6}, "pretrained_n_stages: found 6, the tensors have 2"),
         ({"key_to_encoder": "eva"}, "key_to_encoder: found 'eva', wanted the beginning of a key"),
         ({"key_to_encoder": "encoder.stage"}, "key_to_encoder: found 'encoder.stage', wanted the beginning of a key"),
         ({"key_to_stem": "encoder.stem.351_0"}, "key_to_stem: found 'encoder.stem.351_0', wanted"),
@@ -378,3 +389,72 @@ def test_a_plan_beside_that_is_no_plan_is_refused(tmp_path: Path, fakes, text: s
 def test_wrong_plans_of_nnunet_are_refused(tmp_path: Path, fakes, change: dict, message: str) -> None:
     init_args = fakes.nnunet_init_args(fakes.arch_kwargs(), "ResidualEncoderUNet") | change
     assert message in refused(fakes.save(tmp_path / "c.pth", fakes.residual_unet(), init_args=init_args))
+
+
+# --- nonsense anywhere --------------------------------------------------------------------------------------------
+
+NONSENSE = (None, 10**400, "x", [[]], {"x": torch.zeros(2)})
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to everything inside a plan."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, child in children for place in places(child, (*at, key)))]
+
+
+def changed(value: Any, place: tuple[Any, ...], nonsense: Any) -> Any:
+    if not place:
+        return nonsense
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[place[0]] = changed(copy[place[0]], place[1:], nonsense)
+    return copy
+
+
+def convert_or_refuse(content: dict[str, Any]) -> None:
+    with contextlib.suppress(ValueError):  # which read_weights makes a WeightsError; and nothing else
+        convert(content, None, name="c.pth", max_bytes=2**20)
+
+
+@pytest.fixture
+def state(fakes) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in fakes.residual_unet().items() if key.startswith("encoder.")}
+
+
+def test_nonsense_anywhere_in_a_plan_is_read_or_refused(fakes, state: dict[str, torch.Tensor]) -> None:
+    plan = fakes.adaptation_plan(kwargs=fakes.arch_kwargs())
+    assert convert({"network_weights": state}, plan, name="c.pth", max_bytes=2**20)[1]["patch_zyx"] == [160] * 3
+    for place in places(plan):
+        for nonsense in NONSENSE:
+            convert_or_refuse({"network_weights": state, "nnssl_adaptation_plan": changed(plan, place, nonsense)})
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_nonsense_anywhere_in_nnunets_plans_is_read_or_refused(
+    fakes, state: dict[str, torch.Tensor], flat: bool
+) -> None:
+    configuration = {"UNet_class_name": "ResidualEncoderUNet", "UNet_base_num_features": 2, "unet_max_num_features": 4}
+    configuration |= {"n_conv_per_stage_encoder": [1, 2], "conv_kernel_sizes": [[3, 3, 3]] * 2}
+    configuration |= {"pool_op_kernel_sizes": [[1, 1, 1], [2, 2, 2]]}
+    kwargs = None if flat else fakes.arch_kwargs()
+    init_args = fakes.nnunet_init_args(kwargs, "ResidualEncoderUNet", **(configuration if flat else {}))
+    content = {"network_weights": state, "init_args": init_args}
+    assert convert(content, None, name="c.pth", max_bytes=2**20)[1]["modality"] == "CT"
+    for place in places(init_args):
+        for nonsense in NONSENSE:
+            convert_or_refuse(content | {"init_args": changed(init_args, place, nonsense)})
+
+
+@pytest.mark.parametrize("where", ["plan", "citations"])
+def test_a_plan_that_grows_when_it_is_walked_is_refused(tmp_path: Path, fakes, where: str) -> None:
+    lists: list[Any] = []
+    for _ in range(60):
+        lists = [lists, lists]  # 2**60 entries
+    plan = fakes.adaptation_plan(kwargs=fakes.arch_kwargs()) | ({"notes": lists} if where == "plan" else {})
+    path = fakes.save(tmp_path / "c.pth", fakes.residual_unet(), plan=plan, citations=lists if where != "plan" else [])
+    assert "found more than 100000 entries, or deeper ones than 20 levels" in refused(path)
+
+
+@pytest.mark.parametrize("field", ["trainer_name", "current_epoch", "citations", "init_args", "nnssl_adaptation_plan"])
+def test_nonsense_beside_the_weights_is_read_or_refused(state: dict[str, torch.Tensor], field: str) -> None:
+    for nonsense in (*NONSENSE, [{"name": 3, "apa_citations": {}}], float("nan"), torch.zeros(2)):
+        convert_or_refuse({"network_weights": state, field: nonsense})

@@ -8,8 +8,9 @@ from typing import Any
 
 from girih_backbones.descriptions import preset
 from girih_backbones.foreign.layouts import Kind
+from girih_backbones.header import is_count, list_of, short
 from girih_backbones.interfaces import Description
-from girih_backbones.topology import Triples, make_topology
+from girih_backbones.topology import MOST_UNITS, Triples, make_topology
 from girih_backbones.units import Activation
 
 # Names without keyword arguments are whole descriptions. NoSkipResEncL differs in the decoder only.
@@ -62,10 +63,10 @@ def known_name(name: object, where: str) -> str:
     Raises:
         ValueError: it has not.
     """
-    short = name.rpartition(".")[2] if isinstance(name, str) else name
-    if short not in _CLASSES:
-        raise ValueError(f"{where}: found {name!r}, wanted one of {sorted(_CLASSES)}")
-    return str(short)
+    last = name.rpartition(".")[2] if isinstance(name, str) else ""
+    if last not in _CLASSES:
+        raise ValueError(f"{where}: found {short(name)}, wanted one of {sorted(_CLASSES)}")
+    return last
 
 
 def from_preset(name: str, where: str) -> Architecture:
@@ -102,31 +103,31 @@ def from_arch_kwargs(name: str, kwargs: Mapping[str, Any], where: str) -> Archit
     for key, wanted in (("conv_op", "Conv3d"), ("norm_op", "InstanceNorm3d"), ("block", "BasicBlockD")):
         value = kwargs.get(key)
         if value is not None and str(value).rpartition(".")[2] != wanted:
-            raise ValueError(f"{where}.{key}: found {value!r}, wanted {wanted}")
+            raise ValueError(f"{where}.{key}: found {short(value)}, wanted {wanted}")
     refused = ("dropout_op", "squeeze_excitation", "bottleneck_channels", "nonlin_first", "disable_default_stem")
     for key in refused:
         if kwargs.get(key):
-            raise ValueError(f"{where}.{key}: found {kwargs[key]!r}, wanted none")
+            raise ValueError(f"{where}.{key}: found {short(kwargs[key])}, wanted none")
     for key, accepted in (("pool", ("conv",)), ("pool_type", ("conv",))):
         if kwargs.get(key) is not None and kwargs[key] not in accepted:
-            raise ValueError(f"{where}.{key}: found {kwargs[key]!r}, wanted {accepted[0]!r}")
-    norm = kwargs.get("norm_op_kwargs") or {}
+            raise ValueError(f"{where}.{key}: found {short(kwargs[key])}, wanted {accepted[0]!r}")
+    norm, nonlin = (_options(kwargs, key, where) for key in ("norm_op_kwargs", "nonlin_kwargs"))
     if norm.get("eps", 1e-5) != 1e-5 or norm.get("affine", True) is not True:
-        raise ValueError(f"{where}.norm_op_kwargs: found {norm!r}, wanted eps 1e-5 and affine")
+        raise ValueError(f"{where}.norm_op_kwargs: found {short(norm)}, wanted eps 1e-5 and affine")
     activation = str(kwargs.get("nonlin", "LeakyReLU")).rpartition(".")[2]
     if activation not in _ACTIVATIONS or (kind == "ResidualEncoder" and activation != "LeakyReLU"):
-        raise ValueError(f"{where}.nonlin: found {kwargs['nonlin']!r}, wanted LeakyReLU")
-    slope = (kwargs.get("nonlin_kwargs") or {}).get("negative_slope", 0.01)
+        raise ValueError(f"{where}.nonlin: found {short(kwargs['nonlin'])}, wanted LeakyReLU")
+    slope = nonlin.get("negative_slope", 0.01)
     if activation == "LeakyReLU" and slope != 0.01:
-        raise ValueError(f"{where}.nonlin_kwargs: found a slope of {slope!r}, wanted 0.01")
+        raise ValueError(f"{where}.nonlin_kwargs: found a slope of {short(slope)}, wanted 0.01")
     depth_key = "n_conv_per_stage" if kind == "PlainEncoder" and "n_conv_per_stage" in kwargs else "n_blocks_per_stage"
     n = kwargs.get("n_stages", len(_per_stage(kwargs.get("features_per_stage"), None, f"{where}.features_per_stage")))
-    if not isinstance(n, int):
-        raise ValueError(f"{where}.n_stages: found {n!r}, wanted a whole number")
+    if not is_count(n):
+        raise ValueError(f"{where}.n_stages: found {short(n)}, wanted a whole number")
     stem = kwargs.get("stem_channels")
     channels = _per_stage(kwargs.get("features_per_stage"), n, f"{where}.features_per_stage")
     if stem is not None and stem != channels[0]:
-        raise ValueError(f"{where}.stem_channels: found {stem!r}, wanted {channels[0]!r} as the first stage")
+        raise ValueError(f"{where}.stem_channels: found {short(stem)}, wanted {short(channels[0])} as the first stage")
     return _architecture(
         where,
         kind,
@@ -146,12 +147,12 @@ def from_flat_plan(name: str, configuration: Mapping[str, Any], where: str) -> A
         ValueError: a field is missing or of another kind.
     """
     steps, kernels = configuration.get("pool_op_kernel_sizes"), configuration.get("conv_kernel_sizes")
-    if not isinstance(steps, list | tuple):
-        raise ValueError(f"{where}.pool_op_kernel_sizes: found {steps!r}, wanted a list")
+    if not isinstance(steps, list):
+        raise ValueError(f"{where}.pool_op_kernel_sizes: found {short(steps)}, wanted a list")
     n = len(steps)
     base, most = configuration.get("UNet_base_num_features"), configuration.get("unet_max_num_features")
-    if not (isinstance(base, int) and isinstance(most, int)):
-        raise ValueError(f"{where}.UNet_base_num_features: found {base!r} to {most!r}, wanted whole numbers")
+    if not (is_count(base) and is_count(most)):
+        raise ValueError(f"{where}.UNet_base_num_features: found {short(base)} to {short(most)}, wanted whole numbers")
     depth = _per_stage(configuration.get("n_conv_per_stage_encoder"), n, f"{where}.n_conv_per_stage_encoder")
     return _architecture(
         where,
@@ -168,10 +169,10 @@ def from_flat_plan(name: str, configuration: Mapping[str, Any], where: str) -> A
 def _architecture(
     where: str,
     kind: Kind,
-    channels: list[Any],
-    steps: list[Any],
-    kernels: list[Any],
-    depth: list[Any],
+    channels: list[int],
+    steps: list[list[int]],
+    kernels: list[list[int]],
+    depth: list[int],
     *,
     bias: bool,
     activation: Activation,
@@ -185,14 +186,30 @@ def _architecture(
     )
 
 
-def _per_stage(value: object, n: int | None, where: str) -> list[Any]:
-    """Return one entry per stage; a single number stands for all."""
-    if isinstance(value, int) and not isinstance(value, bool) and n is not None and 0 < n < 100:
+def _options(kwargs: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = kwargs.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{where}.{key}: found {short(value)}, wanted an object")
+    return value or {}
+
+
+def _per_stage(value: object, n: int | None, where: str) -> list[int]:
+    """Return one whole number per stage; a single one stands for all."""
+    numbers = _spread(value, n)
+    if numbers is None or not all(is_count(number) for number in numbers):
+        raise ValueError(f"{where}: found {short(value)}, wanted one whole number for each stage")
+    return numbers
+
+
+def _triples(value: object, n: int, where: str) -> list[list[int]]:
+    """Return three whole numbers per stage; a single one stands for three, or for all stages."""
+    entries = [[entry] * 3 if isinstance(entry, int) else entry for entry in _spread(value, n) or ()]
+    if not entries or not all(list_of(is_count, 3)(entry) for entry in entries):
+        raise ValueError(f"{where}: found {short(value)}, wanted three whole numbers for each stage")
+    return entries
+
+
+def _spread(value: object, n: int | None) -> list[Any] | None:
+    if isinstance(value, int) and n is not None and 0 < n <= MOST_UNITS:
         return [value] * n
-    if isinstance(value, list | tuple) and n in (None, len(value)):
-        return list(value)
-    raise ValueError(f"{where}: found {value!r}, wanted one entry for each stage")
-
-
-def _triples(value: object, n: int, where: str) -> list[Any]:
-    return [[entry] * 3 if isinstance(entry, int) else entry for entry in _per_stage(value, n, where)]
+    return value if isinstance(value, list) and n in (None, len(value)) else None

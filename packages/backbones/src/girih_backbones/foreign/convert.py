@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ from torch import Tensor
 from girih_backbones.checkpoint import check_state
 from girih_backbones.described import preset_of
 from girih_backbones.descriptions import preset
+from girih_backbones.foreign.agreement import agreed_architecture, check_keys
 from girih_backbones.foreign.aliases import without_aliases
-from girih_backbones.foreign.architectures import Architecture
 from girih_backbones.foreign.layouts import Parts, split
 from girih_backbones.foreign.necks import read_neck
-from girih_backbones.foreign.plans import Plan, read_adaptation_plan, read_nnunet_plan
-from girih_backbones.foreign.shapes import Shapes, assumed_steps, read_shapes
-from girih_backbones.header import SCHEMA
+from girih_backbones.foreign.plans import Plan, plain, read_adaptation_plan, read_nnunet_plan
+from girih_backbones.foreign.shapes import Shapes, read_shapes
+from girih_backbones.header import SCHEMA, is_count
 
 PLAN = "nnssl_adaptation_plan"
 # nnDetection's fine-tuning uses this one of MultiTalent's stems, for CT, where nothing else is said.
@@ -49,9 +48,8 @@ def convert(
     notes = list(state.notes)
     if plan is not None:
         notes += plan.notes
-        _check_plan(plan, raw)
-    architecture = _architecture(parts, shapes, plan, notes)
-    description = architecture.description()
+        check_keys(plan, raw)
+    description = agreed_architecture(parts, shapes, plan, notes).description()
     name_here = preset_of(description)
     if name_here is not None:  # with the preset's initialisation, so that both compare equal
         description = preset(name_here)
@@ -111,94 +109,13 @@ def _state(content: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _plan(content: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Plan | None:
+    """Return the plan inside the checkpoint, or else the one beside it, which may be another checkpoint's."""
     if content.get(PLAN) is not None:
         return read_adaptation_plan(content[PLAN], PLAN)
-    if beside is not None:
-        return read_adaptation_plan(beside, "adaptation_plan.json")
     init_args = content.get("init_args")
     if isinstance(init_args, Mapping) and isinstance(init_args.get("plans"), Mapping):
         return read_nnunet_plan(init_args, "init_args")
-    return None
-
-
-def _check_plan(plan: Plan, raw: Mapping[str, Tensor]) -> None:
-    """Compare the keys that a plan names with those of the file."""
-    for field in ("key_to_encoder", "key_to_stem"):
-        wanted = getattr(plan, field)
-        if wanted is not None and not any(_under(key, wanted) for key in raw):
-            raise ValueError(f"{plan.where}.{field}: found {wanted!r}, wanted the beginning of a key of the file")
-    for wanted in plan.keys_to_in_proj:
-        if not any(_under(key, wanted) for key in raw):
-            raise ValueError(
-                f"{plan.where}.keys_to_in_proj: found {wanted!r}, wanted the beginning of a key of the file"
-            )
-
-
-def _under(key: str, prefix: str) -> bool:
-    """Whether a key lies under a prefix, wrappers before it ignored."""
-    return f".{key}".find(f".{prefix}.") >= 0
-
-
-def _architecture(parts: Parts, shapes: Shapes, plan: Plan | None, notes: list[str]) -> Architecture:
-    """Return the encoder that tensors and plan agree on; where only one of them speaks, that one."""
-    told = plan.architecture if plan is not None else None
-    if told is not None:
-        if parts.family == "nnDetection v2" and len(told.channels) == len(shapes.channels) + 1:
-            told = told.without_last_stage()
-            notes.append(f"{told.where} has one stage more than the network, as MultiTalent builds ConvBackbone")
-        _check_agreement(told, parts, shapes)
-        return told
-    steps = shapes.steps
-    if steps is None:
-        steps = assumed_steps(parts, shapes)
-        notes.append(f"downsampling is assumed, as no tensor and no plan tells it: {[list(step) for step in steps]}")
-    else:
-        notes.append(
-            "downsampling is that of the decoder's transposed convolutions; of the first stage it is taken as 1"
-        )
-    notes.append(f"no plan: stages, channels and kernels are those of the tensors, in the structure of {parts.family}")
-    relu = parts.family == "nnDetection v0.1"
-    if parts.kind == "PlainEncoder":
-        notes.append(f"activation {'ReLU' if relu else 'LeakyReLU'} as {parts.family} has it; no tensor tells")
-    return Architecture(
-        "the tensors",
-        parts.kind,
-        shapes.channels,
-        steps,
-        shapes.kernels,
-        shapes.depth,
-        shapes.bias,
-        "relu" if relu else "leaky_relu",
-    )
-
-
-def _check_agreement(told: Architecture, parts: Parts, shapes: Shapes) -> None:
-    """Refuse a plan that contradicts the tensors."""
-    if told.kind != parts.kind:
-        raise ValueError(f"{told.where}: found a {told.kind}, the tensors are those of a {parts.kind}")
-    pairs: list[tuple[str, Any, Any]] = [
-        ("stages", len(told.channels), len(shapes.channels)),
-        ("channels", told.channels, shapes.channels),
-        ("kernels", told.kernels, shapes.kernels),
-        ("blocks or convolutions", told.depth, shapes.depth),
-        ("bias", told.bias, shapes.bias),
-    ]
-    if shapes.steps is not None:
-        pairs.append(("downsampling", told.steps[1:], shapes.steps[1:]))
-    for what, found, wanted in pairs:
-        if found != wanted:
-            key = _first_different(parts, what, found, wanted)
-            raise ValueError(f"{told.where}: found {what} {found}, the tensors have {wanted}{key}")
-
-
-def _first_different(parts: Parts, what: str, found: Any, wanted: Any) -> str:
-    """Return the key of the first stage that differs, for the message."""
-    if what not in ("channels", "kernels"):
-        return ""
-    stage = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-    prefix = f"stages.{stage}."
-    key = next((key for name, key in parts.keys.items() if name.startswith(prefix)), None)
-    return "" if key is None else f" (key {key})"
+    return None if beside is None else read_adaptation_plan(beside, "adaptation_plan.json")
 
 
 def _default_stem(parts: Parts, shapes: Shapes, plan: Plan | None, notes: list[str]) -> tuple[str | None, int]:
@@ -242,19 +159,19 @@ def _source(content: Mapping[str, Any], plan: Plan | None, family: str, name: st
     trainer, epoch = content.get("trainer_name"), content.get("current_epoch", content.get("epoch"))
     if isinstance(trainer, str) and trainer:
         parts.append(f"trainer {trainer}")
-    if isinstance(epoch, int) or (isinstance(epoch, float) and math.isfinite(epoch)):
-        parts.append(f"epoch {epoch:g}")
+    if is_count(epoch, least=0):
+        parts.append(f"epoch {epoch}")
     return ", ".join(parts)
 
 
 def _citations(content: Mapping[str, Any]) -> list[str]:
     """Return what the authors ask to be cited, from the file or its plan."""
-    plan = content.get(PLAN)
-    listed = content.get("citations") or (plan.get("citations") if isinstance(plan, Mapping) else None)
+    told = content.get(PLAN)
+    listed = content.get("citations", told.get("citations") if isinstance(told, Mapping) else None)
     lines: list[str] = []
-    for entry in listed[:_MOST_CITATIONS] if isinstance(listed, list | tuple) else ():
-        if isinstance(entry, Mapping):
+    for entry in plain(listed[:_MOST_CITATIONS], "citations") if isinstance(listed, list | tuple) else ():
+        if isinstance(entry, dict):
             texts = entry.get("apa_citations", "")
-            text = "; ".join(map(str, texts)) if isinstance(texts, list | tuple) else str(texts)
+            text = "; ".join(map(str, texts)) if isinstance(texts, list) else str(texts)
             lines.append(f"please cite {entry.get('name', '')}: {text}"[:_LONGEST_CITATION])
     return lines

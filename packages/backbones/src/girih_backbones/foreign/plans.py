@@ -13,8 +13,9 @@ from girih_backbones.foreign.architectures import (
     from_preset,
     known_name,
 )
-from girih_backbones.header import is_count, is_number, list_of
+from girih_backbones.header import is_count, is_number, list_of, short
 
+MOST_ENTRIES, DEEPEST = 100_000, 20  # of a plan; those of nnU-Net have about a thousand, in eight levels
 _MOST_ANCESTORS = 10  # of a configuration that inherits from others; nnU-Net has one
 
 
@@ -26,7 +27,7 @@ class Plan:
         where: name of the plan in messages.
         architecture: of the encoder.
         patch_zyx, spacing_zyx_mm, normalisation, modality: as in `WeightsHeader`.
-        in_channels: of the pre-training.
+        in_channels, stages: of the pre-training.
         key_to_encoder, key_to_stem: prefixes of the encoder's and the stem's keys.
         keys_to_in_proj: modules whose weights depend on the number of channels.
         notes: what could not be kept.
@@ -39,6 +40,7 @@ class Plan:
     normalisation: dict[str, Any] | None = None
     modality: str | None = None
     in_channels: int | None = None
+    stages: int | None = None
     key_to_encoder: str | None = None
     key_to_stem: str | None = None
     keys_to_in_proj: tuple[str, ...] = ()
@@ -51,7 +53,7 @@ def read_adaptation_plan(plan: object, where: str) -> Plan:
     Raises:
         ValueError: the plan is no object, names an architecture that is not known here, or a field is of another kind.
     """
-    plan = _object(plan, where)
+    plan = _object(plain(plan, where), where)
     architecture_plans = _object(plan.get("architecture_plans"), f"{where}.architecture_plans")
     at = f"{where}.architecture_plans.arch_class_name"
     name = known_name(architecture_plans.get("arch_class_name"), at)
@@ -61,14 +63,15 @@ def read_adaptation_plan(plan: object, where: str) -> Plan:
     else:
         at = f"{where}.architecture_plans.arch_kwargs"
         architecture = from_arch_kwargs(name, _object(kwargs, at), at)
-    in_channels = plan.get("pretrain_num_input_channels")
-    if in_channels is not None and not is_count(in_channels):
-        raise ValueError(f"{where}.pretrain_num_input_channels: found {in_channels!r}, wanted a whole number")
+    counts = {name: plan.get(name) for name in ("pretrain_num_input_channels", "pretrained_n_stages")}
+    for name, number in counts.items():
+        if number is not None and not is_count(number):
+            raise ValueError(f"{where}.{name}: found {short(number)}, wanted a whole number")
     projections = plan.get("keys_to_in_proj")
     if projections is None:
         projections = ()
     if not (isinstance(projections, list | tuple) and all(isinstance(key, str) for key in projections)):
-        raise ValueError(f"{where}.keys_to_in_proj: found {projections!r}, wanted a list of text")
+        raise ValueError(f"{where}.keys_to_in_proj: found {short(projections)}, wanted a list of text")
     pretrain = plan.get("pretrain_plan")
     notes: list[str] = []
     settings: dict[str, Any] = {}
@@ -79,11 +82,12 @@ def read_adaptation_plan(plan: object, where: str) -> Plan:
             raise ValueError(f"{where}.pretrain_plan.configurations: found {sorted(configurations)}, wanted one")
         (label, configuration), *_ = configurations.items()
         at = f"{where}.pretrain_plan.configurations.{label}"
-        settings = _settings(_object(configuration, at), pretrain, notes)
+        settings = _settings(_object(configuration, at), {**plan, **pretrain}, notes)
     return Plan(
         where,
         architecture,
-        in_channels=in_channels,
+        in_channels=counts["pretrain_num_input_channels"],
+        stages=counts["pretrained_n_stages"],
         key_to_encoder=_text(plan, "key_to_encoder", where),
         key_to_stem=_text(plan, "key_to_stem", where),
         keys_to_in_proj=tuple(projections),
@@ -98,29 +102,30 @@ def read_nnunet_plan(init_args: Mapping[str, Any], where: str) -> Plan:
     Raises:
         ValueError: the configuration is not in the plans, its network is not known here, or a field is of another kind.
     """
-    plans = _object(init_args.get("plans"), f"{where}.plans")
+    plans = _object(plain(init_args.get("plans"), f"{where}.plans"), f"{where}.plans")
     configurations = _object(plans.get("configurations"), f"{where}.plans.configurations")
-    label = init_args.get("configuration")
+    label = plain(init_args.get("configuration"), f"{where}.configuration")
     configuration = _inherited(configurations, label, f"{where}.plans.configurations")
     at = f"{where}.plans.configurations.{label}"
     if "architecture" in configuration:
-        described = _object(configuration["architecture"], f"{at}.architecture")
-        name = known_name(described.get("network_class_name"), f"{at}.architecture.network_class_name")
-        kwargs = _object(described.get("arch_kwargs"), f"{at}.architecture.arch_kwargs")
+        network = _object(configuration["architecture"], f"{at}.architecture")
+        name = known_name(network.get("network_class_name"), f"{at}.architecture.network_class_name")
+        kwargs = _object(network.get("arch_kwargs"), f"{at}.architecture.arch_kwargs")
         architecture = from_arch_kwargs(name, kwargs, f"{at}.architecture.arch_kwargs")
     else:
         name = known_name(configuration.get("UNet_class_name"), f"{at}.UNet_class_name")
         architecture = from_flat_plan(name, configuration, at)
     notes: list[str] = []
     settings = _settings(configuration, plans, notes)
-    names = init_args.get("dataset_json")
-    channels = names.get("channel_names", names.get("modality")) if isinstance(names, Mapping) else None
-    modalities = set(channels.values()) if isinstance(channels, Mapping) else set()
-    modality = modalities.pop() if len(modalities) == 1 else None
+    described = init_args.get("dataset_json")
+    channels = described.get("channel_names") if isinstance(described, Mapping) else None
+    channels = plain(channels, f"{where}.dataset_json.channel_names")
+    modalities = list(channels.values()) if isinstance(channels, dict) else []
+    one = modalities[0] if modalities and all(modality == modalities[0] for modality in modalities) else None
     return Plan(
         f"{where}.plans",
         architecture,
-        modality=modality if isinstance(modality, str) and modality else None,
+        modality=one if isinstance(one, str) and one else None,
         notes=notes,
         **settings,
     )
@@ -131,7 +136,7 @@ def _inherited(configurations: Mapping[str, Any], label: object, where: str) -> 
     merged: dict[str, Any] = {}
     for _ in range(_MOST_ANCESTORS):
         if not isinstance(label, str) or label not in configurations:
-            raise ValueError(f"{where}: found {sorted(map(str, configurations))}, wanted {label!r}")
+            raise ValueError(f"{where}: found {sorted(map(str, configurations))}, wanted {short(label)}")
         merged = {**_object(configurations[label], f"{where}.{label}"), **merged}
         if "inherits_from" not in merged:
             return merged
@@ -183,6 +188,30 @@ def _normalisation(
     return None
 
 
+def plain(value: object, where: str) -> Any:
+    """Return a copy of plain data; what is not plain is None in it.
+
+    A pickle may hold a list in a list in a list, each of them many times, which is small only until it is walked.
+
+    Raises:
+        ValueError: there are more than `MOST_ENTRIES` entries, or they lie too deep.
+    """
+    left = MOST_ENTRIES
+
+    def copy(part: object, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth > DEEPEST:
+            raise ValueError(f"{where}: found more than {MOST_ENTRIES} entries, or deeper ones than {DEEPEST} levels")
+        if isinstance(part, Mapping):
+            return {key: copy(item, depth + 1) for key, item in part.items() if isinstance(key, str)}
+        if isinstance(part, list | tuple):
+            return [copy(item, depth + 1) for item in part]
+        return part if isinstance(part, str | int | float) else None
+
+    return copy(value, 0)
+
+
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: found {type(value).__name__}, wanted an object")
@@ -192,7 +221,7 @@ def _object(value: object, where: str) -> dict[str, Any]:
 def _text(plan: Mapping[str, Any], name: str, where: str) -> str | None:
     value = plan.get(name)
     if value is not None and not (isinstance(value, str) and value):
-        raise ValueError(f"{where}.{name}: found {value!r}, wanted text")
+        raise ValueError(f"{where}.{name}: found {short(value)}, wanted text")
     return value
 
 
