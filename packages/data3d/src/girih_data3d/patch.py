@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int16, Int32, Shaped
@@ -36,16 +37,14 @@ class Cut:
         """Return the intensities; 0 outside the case."""
         if is_flip(self.matrix) or case.dtype.kind == "f":
             return self._read(case.read_patch, order)
-        out = self._read(
-            lambda start, extent: case.read_patch(start, extent, raw=True), order
-        )  # half the bytes to turn
+        out = self._read(partial(case.read_patch, raw=True), order)  # half the bytes to turn
         out *= np.float32(case.scale)
         out += np.float32(case.offset)
         return out
 
     def semantic(self, case: Case) -> Int16[np.ndarray, "z y x"]:
         """Return the tissue labels, each from the nearest voxel; -1 outside the case."""
-        return self._read(lambda start, extent: case.read_label_patch("semantic", start, extent), 0)
+        return self._read(partial(case.read_label_patch, "semantic"), 0)
 
     def instance_layers(self, case: Case) -> list[Int32[np.ndarray, "z y x"]]:
         """Return the instance layers, each label from the nearest voxel."""
