@@ -93,6 +93,19 @@ def test_empty_dataset(root: Path) -> None:
     assert d3.Store.open(root).case_ids == ()
 
 
+def test_contents_do_not_depend_on_the_copy_of_the_source(own_source: Path, tmp_path: Path) -> None:
+    dataset, spec = d3.read_manifest(own_source), d3.PrepareSpec()
+    one, other = (tmp_path / name for name in ("one", "other"))
+    d3.prepare_many(dataset, one, spec, workers=0)
+    for path in own_source.iterdir():
+        os.utime(path)
+    d3.prepare_many(dataset, other, spec, workers=0)
+    before, after = d3.Store.open(one).index, d3.Store.open(other).index
+    assert (before.checksums != after.checksums).all()
+    np.testing.assert_array_equal(before.contents, after.contents)
+    assert len(set(before.contents.tolist())) == 3
+
+
 def test_follows_what_happens_to_the_cases(root: Path, small_case: MakeCase) -> None:
     d3.update_index(root)
     add(small_case, root, "ab", [[0, 0, 0, 1, 1, 1]])
@@ -154,6 +167,7 @@ def test_a_hundred_thousand_cases() -> None:
                 "patient_ids": f"patient-{n // 2}",
                 "modalities": ("CT", None)[n % 2],
                 "checksums": n,
+                "contents": n // 2,
                 "bytes": 65_000_000 + n,
                 "channels": 1,
                 "shapes": [n, 410, 410],

@@ -1,6 +1,5 @@
 """One prepared case: patches, labels, geometry, export."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -96,12 +95,6 @@ class Case:
         if not isinstance(self.where, LocalFolder):
             raise ValueError(f"case {self.case_id!r} is not on local disk: {self.where.locate('')}")
         return self.where.path
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what the case holds; equal for equal data, whenever and from whichever copy it was prepared."""
-        content = [self.case_id, self.patient_id, self.modality, self.spec_hash, self.prepared, self.truth, self.files]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def foreground(self) -> UInt16[np.ndarray, "n 4"]:

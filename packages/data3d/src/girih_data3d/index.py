@@ -5,6 +5,7 @@ derived from the cases: it can be removed at any time, and `update_index` writes
 """
 
 import dataclasses
+import json
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from girih_data3d.errors import CorruptCaseError, ManifestError
 from girih_data3d.folder import DamageError, Folder, LocalFolder
 from girih_data3d.layout import INDEX, SCHEMA, case_folder, list_cases
 from girih_data3d.open_files import OpenFiles
-from girih_data3d.sealed import NAME, Seal, check_files, read_case_seal, read_seal, seal
+from girih_data3d.sealed import NAME, Seal, check_files, crc32c, read_case_seal, read_seal, seal
 
 TEXTS = ("case_ids", "patient_ids", "modalities")
+CONTENT = ("case_id", "patient_id", "modality", "spec_hash", "prepared", "objects", "truth")
+"""What a record says about the data themselves."""
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "checksums": (np.uint32,),
+    "contents": (np.uint32,),
     "bytes": (np.int64,),
     "channels": (np.int64,),
     "shapes": (np.int64, 3),
@@ -49,7 +53,9 @@ class CaseIndex:
     patient_ids: tuple[str, ...]
     modalities: tuple[str | None, ...]
     checksums: UInt32[np.ndarray, " n"]
-    """CRC-32C over everything that the case holds."""
+    """CRC-32C over everything that is written about the case, and so over all its files."""
+    contents: UInt32[np.ndarray, " n"]
+    """CRC-32C over voxels, labels, places and spec: equal for equal data, from whichever copy of the source files."""
     bytes: Int64[np.ndarray, " n"]
     """On disk."""
     channels: Int64[np.ndarray, " n"]
@@ -179,6 +185,7 @@ def row_of(found: Seal) -> dict[str, Any]:
         "patient_ids": record["patient_id"],
         "modalities": record["modality"] or None,
         "checksums": found.checksum,
+        "contents": crc32c(json.dumps([[record[key] for key in CONTENT], found.files], sort_keys=True).encode()),
         "bytes": found.size,
         "channels": record["shape"][0],
         "shapes": record["shape"][1:],
