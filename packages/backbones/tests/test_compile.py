@@ -5,16 +5,35 @@ import sys
 
 PROGRAM = """
 import torch
-from girih_backbones import UFPN, FeaturePyramid, PlainEncoder, ResidualEncoder
+from torch._dynamo.testing import CompileCounterWithBackend
+from girih_backbones import UFPN, FeaturePyramid, PlainEncoder, ResidualEncoder, UNetDecoder, set_checkpointing
 
 torch.set_num_threads(1)
 image = torch.randn(2, 1, 8, 8, 8)
 encoder = ResidualEncoder(1, channels=(2, 4, 4), blocks=(1, 2, 1))
 plain = PlainEncoder(1, channels=(2, 4), convs=(2, 1))
 pyramid = FeaturePyramid(plain, UFPN(plain.channels, plain.strides, out_channels=8, first_level=1))
-for network in (encoder, pyramid):
-    compiled = torch.compile(network, backend="eager", fullgraph=True)  # raises at a graph break
-    assert all(torch.equal(a, b) for a, b in zip(compiled(image), network(image), strict=True))
+unet = FeaturePyramid(encoder, UNetDecoder(encoder.channels, encoder.strides))
+
+
+def maps_and_gradients(forward, network):
+    network.zero_grad()
+    maps = forward(image)
+    sum(m.square().sum() for m in maps).backward()
+    return [*maps, *(p.grad.clone() for p in network.parameters())]
+
+
+for network, checkpointing in ((encoder, False), (encoder, True), (pyramid, False), (unet, True)):
+    wanted = maps_and_gradients(network, network)
+    set_checkpointing(network, checkpointing)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(network, backend=counter, fullgraph=True)  # raises at a graph break
+    found = maps_and_gradients(compiled, network)
+    assert counter.frame_count == 1
+    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-4) for a, b in zip(found, wanted, strict=True))
+    checkpoints = [node for node in counter.graphs[0].graph.nodes if "checkpoint" in str(node.target)]
+    assert bool(checkpoints) == checkpointing
+    set_checkpointing(network, False)
 
 any_size = torch.export.Dim.DYNAMIC
 exported = torch.export.export(encoder, (image,), dynamic_shapes=({0: any_size, 2: any_size},)).module()

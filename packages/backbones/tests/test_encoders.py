@@ -117,6 +117,24 @@ def test_every_map_has_its_channels_and_its_stride(described, in_channels, batch
     assert all(torch.equal(a, b) for a, b in zip(maps, by_hand, strict=True))
 
 
+@given(descriptions(), st.data())
+@settings(max_examples=30)
+def test_a_description_gives_back_the_network(described, data) -> None:
+    description, cells = described
+    if description["class"] == "PlainEncoder":
+        choices = {"activation": ["relu", "leaky_relu"], "bias": [True, False], "init": ["torch", "he", "he_fan_out"]}
+    else:
+        choices = {"init": ["torch", "he", "he_fan_out", "he_zero_last_norm"]}
+    description["kwargs"] |= {name: data.draw(st.sampled_from(values)) for name, values in choices.items()}
+    encoder = make_encoder(description, 2)
+    assert describe(encoder) == json.loads(json.dumps(description))  # tuples are lists in JSON
+    again = make_encoder(json.loads(json.dumps(describe(encoder))), 2)
+    assert describe(again) == describe(encoder)
+    again.load_state_dict(encoder.state_dict())
+    image = torch.randn(1, 2, *(c * s for c, s in zip(cells, encoder.strides[-1], strict=True)))
+    assert all(torch.equal(a, b) for a, b in zip(encoder(image), again(image), strict=True))
+
+
 @given(descriptions())
 @settings(max_examples=20)
 def test_samples_of_a_batch_do_not_mix(described) -> None:
