@@ -425,6 +425,28 @@ def test_model_scope_and_patterns_must_be_of_their_kind(weights: Weights) -> Non
         load_weights(small(), weights, allow="encoder.*")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scope": "all"},
+        {"stem": "mean"},
+        {"stem": "dataset:pet"},
+        {"stem": "dataset:mr"},
+        {"allow": "encoder.*"},
+        {"allow": ["encoder.stages.*"]},
+        {"skip_deeper": True},
+        {"average_kernels": True},
+        {"stem": "replicate", "skip_deeper": True, "average_kernels": True},
+    ],
+)
+def test_whatever_fails_changes_nothing(weights: Weights, options: dict[str, Any]) -> None:
+    model = ResidualEncoder(2, channels=(2, 6), blocks=(2, 1), kernels=((1, 3, 3), (5, 3, 3)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError):
+        load_weights(model, weights, **options)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 # --- the report ---------------------------------------------------------------------------------------------------
 
 

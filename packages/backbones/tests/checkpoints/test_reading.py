@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from girih_backbones import Encoder, ResidualEncoder, describe, load_weights, make_encoder, preset, read_weights
 
@@ -201,6 +203,32 @@ def test_without_plan_and_decoder_the_steps_are_assumed_and_said(tmp_path: Path,
     header = read_weights(fakes.save(tmp_path / "c.pth", state)).header
     assert header["encoder"]["kwargs"]["downsampling"] == [list(step) for step in steps]
     assert any("downsampling is assumed, as no tensor and no plan tells it" in note for note in header["notes"])
+
+
+TRIPLES = st.tuples(*[st.sampled_from([1, 2])] * 3)
+STAGES = st.lists(
+    st.tuples(st.integers(1, 4), TRIPLES, st.tuples(*[st.sampled_from([1, 3])] * 3), st.integers(1, 2)),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])  # `fakes` has no state
+@given(stages=STAGES, in_channels=st.integers(1, 3), plain=st.booleans())
+def test_the_tensors_of_a_unet_tell_its_topology(
+    tmp_path_factory, fakes, stages, in_channels: int, plain: bool
+) -> None:
+    channels, steps, kernels, depth = (list(entries) for entries in zip(*stages, strict=True))
+    steps[0] = (1, 1, 1)
+    build = fakes.plain_unet if plain else fakes.residual_unet
+    state = build(in_channels, channels, depth, steps=steps, kernels=kernels)
+    header = read_weights(fakes.save(tmp_path_factory.mktemp("any") / "c.pth", state)).header
+    kwargs = header["encoder"]["kwargs"]
+    assert kwargs["channels"] == channels
+    assert kwargs["downsampling"] == [list(step) for step in steps]
+    assert kwargs["kernels"] == [list(kernel) for kernel in kernels]
+    assert kwargs["convs" if plain else "blocks"] == depth
+    assert header["in_channels"] == in_channels
 
 
 # --- nnU-Net v2 ---------------------------------------------------------------------------------------------------
