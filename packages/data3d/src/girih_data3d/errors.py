@@ -6,7 +6,7 @@ class ScanError(ValueError):
 
 
 class ManifestError(ValueError):
-    """A dataset.json cannot be used; the message names the file, the key and the value found."""
+    """A dataset.json or an index cannot be used; the message names the file, the key and the value found."""
 
 
 class StaleCaseError(ValueError):

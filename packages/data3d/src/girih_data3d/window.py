@@ -21,7 +21,7 @@ class Reader(Protocol):
     def read_into(
         self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...], *, scale: Number = 1, offset: Number = 0
     ) -> None:
-        """Fill `out`, of any type, with the window of its shape at `start`, inside the array: value * scale + offset."""
+        """Fill `out`, of any type, with the window of its shape at `start` in the array: value * scale + offset."""
 
 
 def read_padded(

@@ -11,13 +11,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import neuroglancer
 import numpy as np
 import pytest
+from PIL import Image
 
 import girih_data3d as d3
-
-neuroglancer = pytest.importorskip("neuroglancer", reason="neuroglancer is not installed: dependency group `peers`")
-images = pytest.importorskip("PIL.Image", reason="pillow is not installed: dependency group `peers`")
 
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
@@ -110,7 +109,7 @@ def test_neuroglancer_shows_a_case(served: tuple[str, list[str]], prepared: d3.S
     assert shots, f"no picture within {PATIENCE_S} s; asked for {asked}"
     assert any("/0/c/" in path for path in asked)
     assert any("/labels/instances/0/c/" in path for path in asked)
-    picture = np.asarray(images.open(BytesIO(shots[0])).convert("RGB")).astype(int)
+    picture = np.asarray(Image.open(BytesIO(shots[0])).convert("RGB")).astype(int)
     grey = picture[(np.ptp(picture, axis=2) == 0) & (picture[..., 0] != 128)]  # 128: around the volume
     assert len(np.unique(grey[:, 0])) > 50  # noise, not an empty frame
     metres = [dimensions[axis].scale for axis in "zyx"]

@@ -21,7 +21,7 @@ class Survey:
     modality: str | None
     """None: not known, or not the same in all cases."""
     sha256: str
-    """Of the cases' names and checksums."""
+    """Of the cases' names and the checksums of what they hold."""
 
 
 def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: bool = False) -> Survey:
@@ -54,7 +54,7 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
             case_id = index.case_ids[int(rows.argmax())]
             raise ValueError(f"dataset {store.name!r} ({store.root}), case {case_id!r} {why}")
     modalities = set(index.modalities)
-    content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.checksums.tolist(), strict=True))
+    content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.contents.tolist(), strict=True))
     return Survey(
         in_channels=channels,
         modality=modalities.pop() if len(modalities) == 1 else None,

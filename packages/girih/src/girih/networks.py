@@ -69,7 +69,13 @@ def make_objective(
 
 
 def initialise(
-    detector: nn.Module, weights: Path, spec: girih_data3d.PrepareSpec, *, stem: str, allow: tuple[str, ...]
+    detector: nn.Module,
+    weights: Path,
+    spec: girih_data3d.PrepareSpec,
+    patch_zyx: tuple[int, int, int],
+    *,
+    stem: str,
+    allow: tuple[str, ...],
 ) -> tuple[girih_backbones.TransferReport, list[str]]:
     """Load a pre-trained encoder into a detector; return the report and what the user should be warned of.
 
@@ -79,13 +85,16 @@ def initialise(
     found = girih_backbones.read_weights(weights)
     pyramid: Any = detector.pyramid
     report = girih_backbones.load_weights(pyramid.encoder, found, stem=stem, allow=allow)
-    before, spacing = found.header["normalisation"], found.header["spacing_zyx_mm"]
-    warnings = list(report.differences)
-    if before is not None and before["scheme"] != spec.normalisation:
-        warnings.append(f"pre-trained on {before['scheme']!r} intensities, fine-tuned on {spec.normalisation!r}")
-    if spacing is not None and spec.target_zyx_mm is not None and tuple(spacing) != spec.target_zyx_mm:
-        warnings.append(f"pre-trained on voxels of {tuple(spacing)} mm, fine-tuned on {spec.target_zyx_mm} mm")
+    warnings = [*report.differences, *report.notes]
+    for name, now in (("normalisation", spec.record), ("spacing_zyx_mm", spec.target_zyx_mm), ("patch_zyx", patch_zyx)):
+        before = found.header[name]  # type: ignore[literal-required]  # three keys of the header
+        if before is not None and now is not None and _plain(before) != _plain(now):
+            warnings.append(f"pre-trained with {name} {_plain(before)}, fine-tuned with {_plain(now)}")
     return report, warnings
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _description(content: Mapping[str, Any]) -> girih_backbones.Description:

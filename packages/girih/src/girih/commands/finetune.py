@@ -72,7 +72,9 @@ class Finetune:
             segmentation=self.segmentation,
             seed=self.training.seed,
         )
-        transfer = self._initialise(detector, self.weights, store.spec, accelerator) if self.weights else None
+        transfer = (
+            self._initialise(detector, self.weights, store.spec, plan.patch_zyx, accelerator) if self.weights else None
+        )
         augmentation = make_augmentation(self.augmentation)
         n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
         sampler = girih_data3d.PatchSampler(
@@ -119,9 +121,14 @@ class Finetune:
         )
 
     def _initialise(
-        self, detector: nn.Module, weights: Path, spec: girih_data3d.PrepareSpec, accelerator: Accelerator
+        self,
+        detector: nn.Module,
+        weights: Path,
+        spec: girih_data3d.PrepareSpec,
+        patch_zyx: tuple[int, int, int],
+        accelerator: Accelerator,
     ) -> str:
-        report, warnings = initialise(detector, weights, spec, stem=self.stem, allow=self.allow)
+        report, warnings = initialise(detector, weights, spec, patch_zyx, stem=self.stem, allow=self.allow)
         counts = ", ".join(f"{n} {status}" for status, n in report.counts.items() if n)
         accelerator.print(f"{weights}: {counts}", file=sys.stderr)
         warn(accelerator, warnings)
