@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from girih_data3d.case_writer import layer_name
 from girih_data3d.conversion import Outcome, prepare_many
@@ -106,9 +106,10 @@ def _prepare(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.callback(progress.end)
         if options.dask is not None:
-            from distributed import Client  # an extra
+            import distributed  # an extra
 
-            executor = stack.enter_context(Client(options.dask)).get_executor(pure=False)
+            client: Any = distributed.Client
+            executor = stack.enter_context(client(options.dask)).get_executor(pure=False)
         report = prepare_many(
             dataset,
             options.out,

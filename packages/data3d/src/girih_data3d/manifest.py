@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
+from girih_data3d.grid_checks import Frame
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
@@ -15,9 +16,6 @@ SCHEMA = 1
 CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}(?<![. ])")
 """A case id names a folder: no separators, no control characters, no leading or trailing dot."""
 OBJECT_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-
-
-Frame = Literal["mean"] | int
 
 
 @dataclass(frozen=True)

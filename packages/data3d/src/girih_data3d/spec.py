@@ -30,7 +30,7 @@ class PrepareSpec:
     antialias: bool = True
     """Smooth axes that get coarser before they are sampled; see `resample`."""
     normalisation: Scheme = "zscore"
-    """See `normalize`; applied after resampling, as nnDetection and nnU-Net do."""
+    """See `normalize`; applied after resampling (nnU-Net v2 normalises first)."""
     clip: Range | None = None
     """Lowest and highest intensity before normalisation."""
     mean: PerChannel | None = None
