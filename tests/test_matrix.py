@@ -58,7 +58,9 @@ def test_objective_encoder_detector(name: str, encoder: str, channels: int, tmp_
     weights = tmp_path / "encoder.safetensors"
     girih_backbones.save_weights(weights, encoder=objective.encoder, objective=name, patch_zyx=PATCH)
     detector = make_detector(plan, in_channels=channels, classes=("ball",), segmentation=True, seed=1)
-    report, _ = initialise(detector, weights, PrepareSpec(), stem="exact", allow=())
+    report, _ = initialise(
+        detector, girih_backbones.read_weights(weights), PrepareSpec(), PATCH, stem="exact", allow=()
+    )
     assert report.counts["loaded"] == len(objective.encoder.state_dict())
     trained = objective.encoder.state_dict()
     assert all(tensor.equal(trained[key]) for key, tensor in detector.pyramid.encoder.state_dict().items())
@@ -85,7 +87,7 @@ def test_weights_of_another_architecture_change_nothing(tmp_path: Path) -> None:
     detector = make_detector(plan_with("residual"), in_channels=1, classes=("ball",), segmentation=False, seed=0)
     before = {key: tensor.clone() for key, tensor in detector.state_dict().items()}
     with pytest.raises(girih_backbones.TransferError, match="PlainEncoder"):
-        initialise(detector, weights, PrepareSpec(), stem="exact", allow=())
+        initialise(detector, girih_backbones.read_weights(weights), PrepareSpec(), PATCH, stem="exact", allow=())
     assert all(tensor.equal(before[key]) for key, tensor in detector.state_dict().items())
 
 

@@ -1,7 +1,6 @@
 """Puts networks together from a plan: the one place where backbones meet objectives and detectors."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def make_objective(
 
 def initialise(
     detector: nn.Module,
-    weights: Path,
+    weights: girih_backbones.Weights,
     spec: girih_data3d.PrepareSpec,
     patch_zyx: tuple[int, int, int],
     *,
@@ -80,14 +79,13 @@ def initialise(
     """Load a pre-trained encoder into a detector; return the report and what the user should be warned of.
 
     Raises:
-        ValueError: the file cannot be read, or an expected tensor was not loaded and no pattern in `allow` matches it.
+        ValueError: an expected tensor was not loaded and no pattern in `allow` matches it.
     """
-    found = girih_backbones.read_weights(weights)
     pyramid: Any = detector.pyramid
-    report = girih_backbones.load_weights(pyramid.encoder, found, stem=stem, allow=allow)
+    report = girih_backbones.load_weights(pyramid.encoder, weights, stem=stem, allow=allow)
     warnings = [*report.differences, *report.notes]
     for name, now in (("normalisation", spec.record), ("spacing_zyx_mm", spec.target_zyx_mm), ("patch_zyx", patch_zyx)):
-        before = found.header[name]  # type: ignore[literal-required]  # three keys of the header
+        before = weights.header[name]  # type: ignore[literal-required]  # three keys of the header
         if before is not None and now is not None and _plain(before) != _plain(now):
             warnings.append(f"pre-trained with {name} {_plain(before)}, fine-tuned with {_plain(now)}")
     return report, warnings

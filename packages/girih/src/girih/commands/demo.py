@@ -85,7 +85,7 @@ class Demo:
             Finetune(
                 data=self.out / "train",
                 out=runs / name,
-                weights=runs / "pretrain" / "encoder.safetensors" if name == "pretrained" else None,
+                weights=str(runs / "pretrain" / "encoder.safetensors") if name == "pretrained" else None,
                 plan="demo",
                 recipe=_recipe(self.finetune_steps),
                 augmentation="none",

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from tyro.conf import OmitArgPrefixes
 
+import girih_backbones
 import girih_data3d
 from girih.atomic import write_text
 from girih.augment import make_augmentation
@@ -35,8 +36,9 @@ class Finetune:
     """A labelled dataset made by `girih prepare`."""
     out: Path
     """The run's folder: settings, metrics, plot, checkpoints, transfer.json."""
-    weights: Path | None = None
-    """Pre-trained encoder, for example encoder.safetensors of a pre-training run; without it: from scratch."""
+    weights: str | None = None
+    """Pre-trained encoder: encoder.safetensors of a pre-training run, a checkpoint of nnU-Net, nnssl, MultiTalent or
+    nnDetection, or hf://owner/name@revision/file; without it: from scratch."""
     stem: str = "exact"
     """First layer when the number of channels differs: exact, random, replicate, or dataset:<name>."""
     allow: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class Finetune:
             raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
         warn(accelerator, plan_differences(plan, store))
         found = survey(store, labels={"instances"} if self.segmentation else (), objects=True)
+        weights = girih_backbones.read_weights(self.weights) if self.weights else None
         detector = make_detector(
             plan,
             in_channels=found.in_channels,
@@ -72,9 +75,7 @@ class Finetune:
             segmentation=self.segmentation,
             seed=self.training.seed,
         )
-        transfer = (
-            self._initialise(detector, self.weights, store.spec, plan.patch_zyx, accelerator) if self.weights else None
-        )
+        transfer = self._initialise(detector, weights, store.spec, plan.patch_zyx, accelerator) if weights else None
         augmentation = make_augmentation(self.augmentation)
         n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
         sampler = girih_data3d.PatchSampler(
@@ -91,7 +92,7 @@ class Finetune:
             in_channels=found.in_channels,
             classes=store.classes,
             dataset_sha256=found.sha256,
-            weights_sha256=hashlib.sha256(self.weights.read_bytes()).hexdigest() if self.weights else None,
+            weights_sha256=hashlib.sha256(weights.path.read_bytes()).hexdigest() if weights and weights.path else None,
         )
 
         def keep_transfer(model: nn.Module, step: int) -> None:
@@ -123,13 +124,13 @@ class Finetune:
     def _initialise(
         self,
         detector: nn.Module,
-        weights: Path,
+        weights: girih_backbones.Weights,
         spec: girih_data3d.PrepareSpec,
         patch_zyx: tuple[int, int, int],
         accelerator: Accelerator,
     ) -> str:
         report, warnings = initialise(detector, weights, spec, patch_zyx, stem=self.stem, allow=self.allow)
         counts = ", ".join(f"{n} {status}" for status, n in report.counts.items() if n)
-        accelerator.print(f"{weights}: {counts}", file=sys.stderr)
+        accelerator.print(f"{self.weights}: {counts}", file=sys.stderr)
         warn(accelerator, warnings)
         return report.to_json()
