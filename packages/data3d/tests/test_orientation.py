@@ -100,7 +100,9 @@ def write_series(folder: Path, affine: np.ndarray) -> None:
 
 
 FILES = {f"{name}.nii.gz": affine for name, affine in AFFINES.items()}
-FILES |= {f"itk-{name}{'.nrrd' if name.endswith('-0') else '.mha'}": affine for name, affine in AFFINES.items()}
+FILES |= {
+    f"itk-{name}{('.nrrd', '.mha')[k % 2]}": AFFINES[name] for k, name in enumerate(list(AFFINES)[1::2])
+}  # oblique
 FILES |= {f"dicom-{name}": AFFINES[name] for name in list(AFFINES)[1::6]}  # every third, oblique
 
 

@@ -47,29 +47,19 @@ class ConvUnit(nn.Module):
 
 
 class InstanceNorm(nn.InstanceNorm3d):
-    """`nn.InstanceNorm3d` (affine, no running statistics) whose output is no view.
+    """`nn.InstanceNorm3d` (affine, no running statistics), bit for bit, but its output is no view.
 
-    The formula and the state are the same. Autograd copies the gradient three times where an activation changes a view
-    in place, which is what PyTorch's own module returns; here it does not.
+    Where an activation changes a view in place, autograd copies the gradient three times on its way back. PyTorch's
+    own module returns a view, of a batch normalisation with a channel for every channel of every image.
     """
 
     def forward(self, x: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
         """Return the normalised maps."""
-        return by_group_norm(x, self) if x.device.type == "cpu" else by_batch_norm(x, self)
-
-
-def by_group_norm(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-    """Groups of one channel: on the CPU the faster kernel. For channels last it would lose digits: contiguous."""
-    return F.group_norm(x.contiguous(), norm.num_features, norm.weight, norm.bias, norm.eps)
-
-
-def by_batch_norm(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-    """One image with a channel for every channel of every image, as PyTorch's own module does it."""
-    n, c, *grid = x.shape
-    weight, bias = norm.weight.repeat(n), norm.bias.repeat(n)
-    y = F.batch_norm(x.reshape(1, n * c, *grid), None, None, weight, bias, training=True, eps=norm.eps)
-    out: Tensor = torch.ops.aten._unsafe_view(y, x.shape)  # a reshape that autograd does not take for a view
-    return out
+        n, c, *grid = x.shape
+        weight, bias = self.weight.repeat(n), self.bias.repeat(n)
+        y = F.batch_norm(x.contiguous().view(1, n * c, *grid), None, None, weight, bias, training=True, eps=self.eps)
+        out: Tensor = torch.ops.aten._unsafe_view(y, x.shape)  # a reshape that autograd does not take for a view
+        return out
 
 
 def make_activation(name: Activation) -> nn.Module:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError
@@ -37,7 +37,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         tensors = [torch.as_tensor(value) for value in values]
         apart = key in LISTS or (key in PER_CHANNEL and len({len(t) for t in tensors}) > 1)
-        batch[key] = tensors if apart else torch.stack(tensors)
+        batch[key] = tensors if apart else default_collate(tensors)  # a worker stacks into shared memory
     return batch
 
 

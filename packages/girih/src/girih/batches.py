@@ -13,6 +13,10 @@ import girih_data3d.torch
 from girih.plans import Plan
 
 
+WITHOUT = {"instances": "; boxes alone train with --no-segmentation"}
+"""What to do about labels that are missing."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """What a training has to know of a dataset as a whole."""
@@ -45,7 +49,10 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
             (index.channels == n, f"has {n} channels, {first!r} has {channels}")
             for n in set(index.channels) - {channels}
         ),
-        *((~getattr(index, kind), f"has no {kind!r} labels, which this training requires") for kind in sorted(labels)),
+        *(
+            (~getattr(index, kind), f"has no {kind!r} labels, which this training requires{WITHOUT.get(kind, '')}")
+            for kind in sorted(labels)
+        ),
     ]
     if objects:
         refused.append((~index.annotated, "is unlabelled: whether it holds objects is not known"))

@@ -49,7 +49,7 @@ class Finetune:
     object_fraction: float = 0.5
     """Share of patches placed on an object."""
     segmentation: bool = True
-    """Train the segmentation head too; needs instance masks."""
+    """Train the segmentation head too; needs instance masks. Boxes and points do with --no-segmentation."""
     augmentation: Literal["base_more", "none"] = "base_more"
     """base_more: geometry and nnDetection's intensity set; none: neither."""
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
