@@ -134,7 +134,7 @@ def test_there_are_48_orientations() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_from_the_file_to_the_store_and_back(scans: Path, store: d3.Store, tmp_path: Path, name: str) -> None:
+def test_from_the_file_to_the_store_and_back(scans: Path, store: d3.Store, name: str) -> None:
     affine = FILES[name]
     scan = d3.read_scan(scans / name)
     check_scan(scan.values[0], scan.attrs["affine"], affine)
@@ -145,8 +145,8 @@ def test_from_the_file_to_the_store_and_back(scans: Path, store: d3.Store, tmp_p
         np.testing.assert_allclose(record["source_affine"], affine, atol=TOLERANCE_MM)
     case = store[scan.attrs["case_id"]]
     check_scan(case.to_xarray().values[0], case.affine, affine)
-    case.export_nifti(tmp_path / "out.nii")
-    exported = nib.load(tmp_path / "out.nii")
+    case.export_nifti(scans.parent / "out.nii")
+    exported = nib.load(scans.parent / "out.nii")
     check_scan(exported.get_fdata().transpose(2, 1, 0), exported.affine, affine)
 
 
