@@ -1,10 +1,8 @@
 """Check a prepared dataset on local disk without trusting anything in it."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +13,7 @@ from girih_data3d.folder import LocalFolder
 from girih_data3d.index import CaseIndex, written_index
 from girih_data3d.layout import INDEX, RECORD, case_folder, case_key, list_cases, read_dataset_record
 from girih_data3d.open_files import OpenFiles
+from girih_data3d.pool import worker_pool
 from girih_data3d.sealed import NAME, file_crc32c
 from girih_data3d.store import spec_of
 
@@ -78,7 +77,7 @@ def _checked(root: Path, case_ids: tuple[str, ...], level: Level, workers: int) 
     if not workers:
         yield from map(_check, repeat(root), case_ids, repeat(level))
         return
-    with ProcessPoolExecutor(workers, get_context("forkserver")) as pool:
+    with worker_pool(workers) as pool:
         chunk = max(1, min(64, len(case_ids) // (8 * workers)))
         yield from pool.map(_check, repeat(root), case_ids, repeat(level), chunksize=chunk)
 
