@@ -87,7 +87,9 @@ def manifest_of() -> Callable[..., None]:
     return write_manifest
 
 
-def write_dicom(folder: Path, positions: list[float], *, series: str = "1.2.3") -> None:
+def write_dicom(
+    folder: Path, positions: list[float], *, series: str = "1.2.3", slopes: Sequence[float] | None = None
+) -> None:
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -107,6 +109,10 @@ def write_dicom(folder: Path, positions: list[float], *, series: str = "1.2.3") 
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{series}-{number}.dcm"))
         writer.Execute(image)
+        if slopes is not None:  # by hand: the writer would undo it in the voxels
+            path = folder / f"{series}-{number}.dcm"
+            before, slope, after = path.read_bytes().partition(b"\x28\x00\x53\x10\x02\x00\x00\x001 ")
+            path.write_bytes(before + slope[:4] + b"\x06\x00\x00\x00" + f"{slopes[number]:<6}".encode() + after)
 
 
 @pytest.fixture
@@ -134,7 +140,7 @@ def write_small_case(
     affine = np.diag([0.8, 0.9, 2.0, 1.0])
     prepared = {"affine": affine.tolist(), "source_affine": affine.tolist(), "source_shape_zyx": volume.shape[1:]}
     attributes = {"schema": SCHEMA, "case_id": case_id, "patient_id": f"p-{case_id}", "modality": "CT"}
-    attributes |= {"spec_hash": spec.sha256, "source": {}, "prepared": prepared, "truth": None}
+    attributes |= {"spec_hash": spec.sha256, "source": {}, "prepared": prepared, "truth": {} if objects else None}
     folder = case_folder(root, case_id)
     write_case(
         folder,

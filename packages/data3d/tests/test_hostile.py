@@ -92,6 +92,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "gigabytes.nii.gz": (nifti(dim=[3, 1000, 1000, 1000]), "truncated: .* describes 2000000352 bytes"),
     "frames.nii.gz": (nifti(dim=[4, 5, 6, 7, 30000]), "a fourth axis of 30000 frames"),
     "far-offset.nii.gz": (nifti(vox_offset=1e9), "truncated: .* describes 10000004"),
+    "no-offset.nii": (nifti(vox_offset=np.inf), "vox_offset is inf, wanted where the voxels begin"),
+    "unknown-place.nii": (nifti(sform_code=113, pixdim=[1, 0, 1, 1]), "sform_code is 113"),
     "low-offset.nii": (nifti(vox_offset=32), "vox offset 32 too low"),
     "bomb.nii.gz": (
         content(nifti(), lambda good: gzip.compress(gzip.decompress(good) + bytes(64 << 20), 1)),
@@ -175,6 +177,24 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "above.nhdr": (
         raw(b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: ../x.raw\n"),
+        r"voxels are in '\.\./x\.raw'",
+    ),
+    "twice.mhd": (
+        raw(
+            b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+            b"Comment = ElementDataFile = a.raw\nElementDataFile : ../secret.raw\n"
+        ),
+        "says 2 times where its voxels are",
+    ),
+    "colon.mhd": (
+        raw(b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile : ../x.raw\n"),
+        r"voxels are in '\.\./x\.raw'",
+    ),
+    "decoy.nhdr": (
+        raw(
+            b"NRRD0004\nElementDataFile = b.raw:=x\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\r"
+            b"data file: ../x.raw\n"
+        ),
         r"voxels are in '\.\./x\.raw'",
     ),
     "list.mhd": (

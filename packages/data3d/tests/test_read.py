@@ -75,6 +75,14 @@ def test_dicom_series(tmp_path: Path, dicom_series: Callable[..., None]) -> None
     assert scan.values[0, 2, 3, 3] == 102
 
 
+def test_every_slice_of_a_dicom_series_has_its_own_slope(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    slopes = [1.0, 0.5, 99.0]  # as in PET
+    dicom_series(tmp_path / "series", [0.0, 1.0, 2.0], slopes=slopes)
+    scan = d3.read_scan(tmp_path / "series").values[0, :, ::-1, ::-1]  # RAS turned rows and columns
+    for number, slope in enumerate(slopes):
+        np.testing.assert_allclose(scan[number, 0], (number + np.arange(5) * 100) * slope, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("positions", "message"), [([0, 1, 3, 4], "uneven"), ([0, 1, 1, 2], "uneven"), ([0, 0.5, 1, 2, 3, 4], "uneven")]
 )

@@ -10,10 +10,9 @@ from jaxtyping import Float64, Shaped
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 
-DATA_FILE = re.compile(
-    rb"^[ \t]*(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]+?)[ \t]*\r?$", re.MULTILINE | re.IGNORECASE
-)
-"""The line of a MetaImage or NRRD header that says where its voxels are."""
+NRRD_DATA_FILE = re.compile(rb"(?:\A|[\r\n])[ \t]*data ?file[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
+META_DATA_FILE = re.compile(rb"ElementDataFile[ \t]*[=:]?[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
+"""What says in a header where the voxels are; MetaIO takes a colon for an equals sign."""
 HEADER_BYTES = 1 << 20
 ADDRESS = re.compile(r"\(0x[0-9a-f]+\)")
 NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
@@ -56,12 +55,15 @@ def voxel_file(path: Path) -> Path:
             header = stream.read(HEADER_BYTES)
     except OSError as error:
         raise ScanError(f"{path}: not readable: {error}") from error
-    if header.startswith(b"NRRD"):  # its voxels may follow an empty line
-        header = NRRD_HEADER_END.split(header, maxsplit=1)[0]
-    named = DATA_FILE.search(header)
-    if named is None or named[1].upper() == b"LOCAL":
+    if path.suffix.lower() in NRRD_SUFFIXES:  # the voxels may follow an empty line
+        names = NRRD_DATA_FILE.findall(NRRD_HEADER_END.split(header, maxsplit=1)[0])
+    else:
+        names = META_DATA_FILE.findall(header)
+    if len(names) > 1:  # whose word ITK takes is not for us to guess
+        raise ScanError(f"{path}: the header says {len(names)} times where its voxels are, wanted once at most")
+    if not names or names[0].upper() == b"LOCAL":
         return path
-    name = named[1].decode(errors="replace")
+    name = names[0].decode(errors="replace")
     found = path.parent / name
     if Path(name).name != name or not found.is_file():
         raise ScanError(f"{path}: its voxels are in {name!r}, wanted the name of one file beside it")
@@ -97,6 +99,7 @@ def read_dicom_series(
         choose_frames(folder, 1, frame)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice's, which may cut off what another one scales
         image = reader.Execute()
     except RuntimeError as error:
         raise ScanError(f"{folder}: DICOM series is not readable: {_reason(error)}") from error

@@ -47,7 +47,7 @@ def read_nifti(
             return _voxels(path, stream, header, frame), affine
     except EOFError as error:
         raise ScanError(f"{path}: truncated: {error}") from error
-    except (nib.spatialimages.HeaderDataError, OSError, zlib.error, ValueError) as error:
+    except (nib.spatialimages.HeaderDataError, OSError, zlib.error, ArithmeticError, ValueError) as error:
         if isinstance(error, ScanError):
             raise
         raise ScanError(f"{path}: not a readable NIfTI file: {error}") from error
@@ -106,6 +106,11 @@ def _header(path: Path, start: bytes) -> Any:
         raise ScanError(f"{path}: not a readable NIfTI file: it begins with {start[:8]!r}")
     if header["magic"].item() != kind.single_magic:
         raise ScanError(f"{path}: header of a pair (.hdr, .img), wanted one file")
+    for name in ("sform_code", "qform_code"):  # nibabel would take what it does not know for 0
+        if int(header[name]) not in nib.nifti1.xform_codes.code:
+            raise ScanError(f"{path}: {name} is {int(header[name])}, which is no way of placing a file in the patient")
+    if not np.isfinite(header["vox_offset"]):
+        raise ScanError(f"{path}: vox_offset is {header['vox_offset']}, wanted where the voxels begin")
     if not header["sform_code"] and not (header["pixdim"][1:4] > 0).all():  # nibabel would mend it
         raise ScanError(f"{path}: voxel size {header['pixdim'][1:4].tolist()}, wanted three positive lengths")
     header.check_fix()
@@ -113,6 +118,11 @@ def _header(path: Path, start: bytes) -> Any:
 
 
 def _affine(path: Path, header: Any) -> Float64[np.ndarray, "4 4"]:
+    for name in ("sform_code", "qform_code"):  # nibabel would take what it does not know for 0
+        if int(header[name]) not in nib.nifti1.xform_codes.code:
+            raise ScanError(f"{path}: {name} is {int(header[name])}, which is no way of placing a file in the patient")
+    if not np.isfinite(header["vox_offset"]):
+        raise ScanError(f"{path}: vox_offset is {header['vox_offset']}, wanted where the voxels begin")
     if not header["sform_code"] and not header["qform_code"]:
         raise ScanError(f"{path}: sform_code and qform_code are 0: nothing says how the patient lies in the file")
     unit = int(header["xyzt_units"]) % 8
