@@ -121,14 +121,17 @@ def test_info_of_a_case(prepared: d3.Store, capsys: pytest.CaptureFixture[str]) 
 
 def test_verify(prepared: d3.Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = shutil.copytree(prepared.root, tmp_path / "copy")
-    assert run(capsys, "verify", root, "--level", "decode")[:2] == (0, f"{root}: 3 cases sound, 0 problems\n")
+    assert run(capsys, "verify", root, "--level", "decode")[:2] == (
+        0,
+        f"{root}: 3 cases sound, 0 problems (level decode)\n",
+    )
     shard = next((root / "cases").glob("*/case1.zarr/0/c/0/0/0/0"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert run(capsys, "verify", root)[0] == 0  # the size is right
     code, text, _ = run(capsys, "verify", root, "--level", "checksum")
     assert code == 1
     assert text.startswith(f"case1: {shard}: fails its checksum")
-    assert text.endswith(f"\n{root}: 2 cases sound, 1 problems\n")
+    assert text.endswith(f"\n{root}: 2 cases sound, 1 problems (level checksum)\n")
 
 
 def test_export(source: Path, prepared: d3.Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,17 @@ def test_normalised_after_resampling(tmp_path: Path, scheme: Any) -> None:
     assert inside.mean() == pytest.approx(0, abs=1e-4)
     assert inside.std() == pytest.approx(1, abs=1e-4)
     assert (out.values[0, :5] == 0).all() == (scheme == "zscore_mask")
-    assert prepared["normalisation"]["scheme"] == scheme
+    assert prepared["normalisation"] == {"scheme": scheme, "clip": None, "mean": None, "std": None}
+    moments = prepared["moments"]
+    assert moments is not None
+    back = inside * moments["std"][0] + moments["mean"][0]  # to the scan's own intensities
+    plain = d3.resample(image, spacing_zyx_mm=scan.attrs["spacing_zyx_mm"], target_zyx_mm=(1, 1, 1))
+    np.testing.assert_allclose(back, plain if scheme == "zscore" else plain[5:], atol=1e-3)
+
+
+def test_nothing_is_recorded_where_nothing_was_normalised(tmp_path: Path) -> None:
+    scan = d3.read_scan(write(tmp_path, np.ones((4, 5, 6), np.float32), "a.nii"))
+    assert d3.prepare_scan(scan, d3.PrepareSpec(normalisation="none"))[1]["moments"] is None
 
 
 def test_absurd_target_is_refused(tmp_path: Path) -> None:

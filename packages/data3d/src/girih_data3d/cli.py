@@ -51,10 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     check = commands.add_parser("verify", help="look for damage; exit code 1 and a line per case that is not sound")
     check.add_argument("root", type=Path, help="folder of the prepared dataset")
-    check.add_argument("--level", choices=get_args(Level), default="index", help="each includes those before it")
+    check.add_argument(
+        "--level",
+        choices=get_args(Level),
+        default="index",
+        help="each includes those before it; default: index, which reads no voxels",
+    )
     check.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: none but this one")
     check.set_defaults(run=_verify)
-    export = commands.add_parser("export", help="write a case's channels as NIfTI, in their place in the patient")
+    export = commands.add_parser(
+        "export", help="write a case's prepared (normalised) channels as NIfTI, in their place in the patient"
+    )
     export.add_argument("root", type=Path, help="folder of the prepared dataset")
     export.add_argument("case", help="id of a case")
     export.add_argument("folder", type=Path, help="made if missing; files are named <case>_<channel>.nii.gz")
@@ -135,7 +142,9 @@ def _verify(options: argparse.Namespace) -> int:
     found = verify(options.root, level=options.level, workers=options.workers)
     for name, reason in found.failed.items():
         sys.stdout.write(f"{name}: {reason}\n")
-    sys.stdout.write(f"{options.root}: {len(found.ok)} cases sound, {len(found.failed)} problems\n")
+    sys.stdout.write(
+        f"{options.root}: {len(found.ok)} cases sound, {len(found.failed)} problems (level {options.level})\n"
+    )
     return FAILED if found.failed else 0
 
 

@@ -63,7 +63,7 @@ def voxel_file(path: Path) -> Path:
         raise ScanError(f"{path}: the header says {len(names)} times where its voxels are, wanted once at most")
     if not names or names[0].upper() == b"LOCAL":
         return path
-    name = names[0].decode(errors="replace")
+    name: str = names[0].decode(errors="replace")
     found = path.parent / name
     if Path(name).name != name or not found.is_file():
         raise ScanError(f"{path}: its voxels are in {name!r}, wanted the name of one file beside it")

@@ -118,11 +118,6 @@ def _header(path: Path, start: bytes) -> Any:
 
 
 def _affine(path: Path, header: Any) -> Float64[np.ndarray, "4 4"]:
-    for name in ("sform_code", "qform_code"):  # nibabel would take what it does not know for 0
-        if int(header[name]) not in nib.nifti1.xform_codes.code:
-            raise ScanError(f"{path}: {name} is {int(header[name])}, which is no way of placing a file in the patient")
-    if not np.isfinite(header["vox_offset"]):
-        raise ScanError(f"{path}: vox_offset is {header['vox_offset']}, wanted where the voxels begin")
     if not header["sform_code"] and not header["qform_code"]:
         raise ScanError(f"{path}: sform_code and qform_code are 0: nothing says how the patient lies in the file")
     unit = int(header["xyzt_units"]) % 8

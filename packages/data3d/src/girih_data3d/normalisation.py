@@ -26,6 +26,13 @@ class Normalisation(TypedDict):
     std: list[float] | None
 
 
+class Moments(TypedDict):
+    """Mean and standard deviation of each channel, in the scan's own intensities."""
+
+    mean: list[float]
+    std: list[float]
+
+
 def normalize(
     volume: Float32[np.ndarray, "c z y x"],
     scheme: Scheme,
@@ -52,7 +59,8 @@ def normalize(
         ValueError: a missing or superfluous parameter, another number of channels, an empty clip range, std <= 0.
     """
     out = volume.copy()
-    return out, normalize_in_place(out, scheme, clip=clip, mean=mean, std=std, mask=mask)
+    record, _ = normalize_in_place(out, scheme, clip=clip, mean=mean, std=std, mask=mask)
+    return out, record
 
 
 def normalize_in_place(
@@ -63,8 +71,11 @@ def normalize_in_place(
     mean: PerChannel | None = None,
     std: PerChannel | None = None,
     mask: Bool[np.ndarray, "mz my mx"] | None = None,
-) -> Normalisation:
-    """Do what `normalize` does to the volume itself, and return the record; it takes no more than a slice of memory.
+) -> tuple[Normalisation, Moments | None]:
+    """Do what `normalize` does to the volume itself, in no more memory than a slice.
+
+    Returns:
+        The record of the scheme, and what was subtracted and divided by; None for "none".
 
     Raises:
         ValueError: as for `normalize`.
@@ -80,8 +91,13 @@ def normalize_in_place(
         mask = (volume != 0).any(axis=0)
     if clip is not None:
         np.clip(volume, np.float32(clip[0]), np.float32(clip[1]), out=volume)
-    for number, channel in enumerate(volume if scheme != "none" else ()):
+    if scheme == "none":
+        return params, None
+    moments: Moments = {"mean": [], "std": []}
+    for number, channel in enumerate(volume):
         m, s = _moments(channel, mask) if mean is None or std is None else (mean[number], std[number])
+        moments["mean"].append(float(m))
+        moments["std"].append(float(s))
         if s <= CONSTANT_BELOW * abs(m):
             channel[:] = 0
         else:
@@ -89,7 +105,7 @@ def normalize_in_place(
             channel /= np.float32(s)
         if mask is not None:
             channel[~mask] = 0
-    return params
+    return params, moments
 
 
 def check_normalisation(

@@ -12,7 +12,7 @@ from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import MAX_VOXELS
 from girih_data3d.instances import resample_instances
-from girih_data3d.normalisation import Normalisation, normalize_in_place
+from girih_data3d.normalisation import Moments, Normalisation, normalize_in_place
 from girih_data3d.resampling import Triple, new_shape, resample
 from girih_data3d.spec import PrepareSpec
 
@@ -32,6 +32,8 @@ class Prepared(TypedDict):
     shape_zyx: list[int]
     affine: list[list[float]]
     normalisation: Normalisation
+    moments: Moments | None
+    """What was used for each channel: intensity = value * std + mean, in the mask if there is one; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
         method=spec.method,
         antialias=spec.antialias,
     )
-    record = normalize_in_place(volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask)
+    record, moments = normalize_in_place(
+        volume, spec.normalisation, clip=spec.clip, mean=spec.mean, std=spec.std, mask=mask
+    )
     prepared: Prepared = {
         "source_shape_zyx": [int(n) for n in scan.attrs["source_shape_zyx"]],
         "source_affine": np.asarray(scan.attrs["source_affine"]).tolist(),
@@ -105,6 +109,7 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
         "shape_zyx": list(grid.shape),
         "affine": grid.affine.tolist(),
         "normalisation": record,
+        "moments": moments,
     }
     spacing = spacing_zyx(grid.affine)
     coords = {axis: np.arange(n) * mm for axis, n, mm in zip("zyx", grid.shape, spacing, strict=True)}
