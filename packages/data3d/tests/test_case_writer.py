@@ -95,7 +95,7 @@ def test_layers_and_objects(overlapping: d3.Store) -> None:
     both = case.read_label_patch("instances", (-2, 0, 0), case.shape[1:])
     np.testing.assert_array_equal(both, np.where(small > 0, small, large))
     row = overlapping.index
-    assert (row.instances.tolist(), row.semantic.tolist(), row.annotated.tolist()) == ([True], [True], [False])
+    assert (row.instances.tolist(), row.semantic.tolist(), row.annotated.tolist()) == ([True], [True], [True])
 
 
 def test_foreground_of_tissues(overlapping: d3.Store) -> None:
@@ -164,6 +164,21 @@ def test_quantisation_error_is_half_a_step(seed: int, spread: float, step: float
     assert stored.dtype == np.int16
     assert np.abs(stored * scale - values.astype(np.float64)).max() <= scale / 2 * 1.001
     assert scale == step or np.abs(values).max() / scale > 2**14 - 1  # no coarser than needed
+
+
+@pytest.mark.parametrize("step", [1 / 512, 0.01, 0.7])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_value_of_a_step_does_not_wrap(step: float, sign: int) -> None:
+    spec = d3.PrepareSpec(quant_step=step)
+    for steps in np.linspace(32767.49, 32767.4999999, 300):  # rounds down in float64, but up in float32
+        values = np.full((1, 1, 1, 1), sign * steps * step, np.float32)
+        stored, scale = quantise(values, spec)
+        assert abs(float(stored[0, 0, 0, 0]) * scale - float(values[0, 0, 0, 0])) <= scale / 2 * 1.001
+
+
+def test_values_that_are_hardly_finite() -> None:
+    stored, scale = quantise(np.full((1, 1, 1, 1), 3e38, np.float32), d3.PrepareSpec())
+    assert stored[0, 0, 0, 0] * scale == pytest.approx(3e38, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -103,7 +103,7 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
     Raises:
         ValueError: float16 cannot hold a value.
     """
-    highest = max(float(volume.max()), -float(volume.min()))
+    highest = max(volume.max(), -volume.min())
     if spec.dtype == "float32":
         return volume, 1.0
     if spec.dtype == "float16":
@@ -111,8 +111,9 @@ def quantise(volume: Float32[np.ndarray, "*shape"], spec: PrepareSpec) -> tuple[
             raise ValueError(f"an intensity of {highest:g} does not fit into float16 (65504)")
         return volume.astype(np.float16), 1.0
     scale = spec.quant_step
-    while round(highest / scale) > np.iinfo(np.int16).max:
-        scale *= 2
+    with np.errstate(over="ignore"):  # infinite is above the limit too
+        while np.rint(highest / np.float32(scale)) > np.iinfo(np.int16).max:  # in float32, as below
+            scale *= 2
     stored = np.empty(volume.shape, np.int16)
     for index in np.ndindex(*volume.shape[:-2]):  # slice by slice: no copy of the volume on the way
         stored[index] = np.rint(volume[index] / np.float32(scale))
