@@ -176,6 +176,15 @@ def test_unlabelled_cases_have_no_label_keys(prepared: d3.Store) -> None:
     assert sample["labels"].shape == (0,)
 
 
+def test_unlabelled_cases_are_for_pretraining_only(prepared: d3.Store) -> None:
+    with pytest.raises(ValueError, match=r"dataset 'toy': case 'free' is unlabelled \(1 of all 3 cases are\)"):
+        dataset(prepared, case_ids=None)
+    index = prepared.index
+    labelled = [case_id for case_id, known in zip(index.case_ids, index.annotated, strict=True) if known]
+    assert dataset(prepared, case_ids=labelled).table.case_ids == ("case0", "case1")
+    assert "free" in dataset(prepared, case_ids=None, object_fraction=0).table.case_ids
+
+
 def test_samples_depend_on_nothing_but_g(prepared: d3.Store) -> None:
     first = dataset(prepared, geometry=d3.Geometry(p_rotation=0.5))
     copy = pickle.loads(pickle.dumps(first))

@@ -29,7 +29,7 @@ def objects(boxes: list[Any], *, spheres: dict[int, Any] | None = None, ignore: 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, d3.Store]:
-    """One scan, its objects labelled as masks in two files, as boxes, and as spheres; and twice unlabelled."""
+    """One scan, its objects labelled as masks in two files, as boxes, and as spheres; and labelled as free of any."""
     folder = tmp_path_factory.mktemp("stores")
     image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     d3.write_nifti(image, folder / "a.nii", affine=np.eye(4))
@@ -50,7 +50,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, d3.Store]:
         "masks": d3.CaseSource("a", images, tuple(files), ignore=(4,)),
         "boxes": d3.CaseSource("a", images, objects=boxes),
         "spheres": d3.CaseSource("a", images, objects=spheres),
-        "none": d3.CaseSource("a", images),
+        "none": d3.CaseSource("a", images, objects=()),
     }
     spec = d3.PrepareSpec(target_zyx_mm=None, crop=None)
     made = {}

@@ -27,6 +27,7 @@ def table(
     labels: list[int] | None = None,
     dataset: list[int] | None = None,
     semantic: list[bool] | None = None,
+    annotated: list[bool] | None = None,
 ) -> CaseTable:
     dataset = [0] * len(shapes) if dataset is None else dataset
     return CaseTable(
@@ -35,6 +36,7 @@ def table(
         dataset=np.array(dataset, np.int64),
         shapes=np.array(shapes, np.int64).reshape(-1, 3),
         spacings_mm=np.ones((len(shapes), 3)),
+        annotated=np.array([True] * len(shapes) if annotated is None else annotated, bool),
         semantic=np.array([False] * len(shapes) if semantic is None else semantic, bool),
         boxes=np.array([box for _, box in boxes], np.float32).reshape(-1, 6),
         labels=np.array([0] * len(boxes) if labels is None else labels, np.int64),
@@ -190,6 +192,7 @@ def test_an_item_costs_the_same_however_many_cases_there_are() -> None:
         dataset=np.arange(n) % 2,
         shapes=np.full((n, 3), 100),
         spacings_mm=np.ones((n, 3)),
+        annotated=np.ones(n, bool),
         semantic=np.zeros(n, bool),
         boxes=np.concatenate([low, low + 9], axis=1).astype(np.float32),
         labels=rng.integers(0, 30, m),
@@ -288,6 +291,20 @@ def test_patch_affine_by_hand() -> None:
 def test_refusals(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         d3.PatchSampler(**{"patch_zyx": (8, 8, 8), **kwargs})
+
+
+def test_unlabelled_cases_are_no_negatives() -> None:
+    cases = table(
+        [(50, 60, 70)] * 4,
+        [(0, BOXES[0])],
+        dataset=[0, 0, 1, 1],
+        semantic=[True] * 4,
+        annotated=[True, True, False, False],
+    )
+    with pytest.raises(ValueError, match=r"dataset 'b': case 'c2' is unlabelled \(2 of all 4 cases are\)"):
+        Places(d3.PatchSampler(PATCH, object_fraction=0.1), cases)
+    Places(d3.PatchSampler(PATCH, object_fraction=0), cases)
+    Places(d3.PatchSampler(PATCH, around="semantic"), cases)
 
 
 def test_nothing_to_draw_from() -> None:

@@ -139,8 +139,9 @@ def test_batches_of_cases_with_and_without_masks(prepared: d3.Store, tmp_path: P
     d3.prepare_many(d3.Dataset("boxes", ("c",), (source,)), tmp_path / "out", d3.PrepareSpec(), workers=0)
     both = (prepared, d3.Store.open(tmp_path / "out"))
     sampler = d3.PatchSampler((16, 16, 16), object_fraction=1, dataset_weights={"toy": 1, "boxes": 1})
+    labelled = {"toy": ["case0", "case1"]}
     for raw in (False, True):
-        samples = d3.PatchDataset(both, sampler, n_per_epoch=8, raw=raw)
+        samples = d3.PatchDataset(both, sampler, case_ids=labelled, n_per_epoch=8, raw=raw)
         batch = next(iter(make_loader(samples, batch_size=8, start=0, stop=1)))
         assert set(batch["dataset"]) == {"toy", "boxes"}
         channels = [2 if name == "boxes" else 1 for name in batch["dataset"]]
@@ -148,7 +149,7 @@ def test_batches_of_cases_with_and_without_masks(prepared: d3.Store, tmp_path: P
         assert "instances" not in batch
         assert all(len(boxes) == len(labels) > 0 for boxes, labels in zip(batch["boxes"], batch["labels"], strict=True))
         moved = dequantise(batch, "cpu")
-        plain = d3.PatchDataset(both, sampler, n_per_epoch=8)
+        plain = d3.PatchDataset(both, sampler, case_ids=labelled, n_per_epoch=8)
         for g, image in enumerate(moved["image"]):
             np.testing.assert_array_equal(image.numpy(), plain[g]["image"])
     alone = d3.PatchDataset(both[1], d3.PatchSampler((16, 16, 16)), n_per_epoch=2)

@@ -23,6 +23,8 @@ class CaseTable:
     """Row in `datasets` of each case."""
     shapes: Int64[np.ndarray, "n 3"]
     spacings_mm: Float64[np.ndarray, "n 3"]
+    annotated: Bool[np.ndarray, " n"]
+    """Whether it is known which objects a case holds, even if none."""
     semantic: Bool[np.ndarray, " n"]
     """Whether a case has tissue labels."""
     boxes: Float32[np.ndarray, "m 6"]
@@ -63,7 +65,7 @@ def tabulate(stores: Sequence[Store], case_ids: CaseIds | None = None) -> CaseTa
         box_case=np.concatenate([part.box_case + shift for part, shift in zip(parts, first, strict=False)]),
         **{
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("dataset", "shapes", "spacings_mm", "semantic", "boxes", "labels")
+            for name in ("dataset", "shapes", "spacings_mm", "annotated", "semantic", "boxes", "labels")
         },
     )
 
@@ -82,6 +84,7 @@ def _part(store: Store, number: int, case_ids: Sequence[str] | None) -> CaseTabl
         dataset=np.full(len(index), number, np.int64),
         shapes=index.shapes,
         spacings_mm=index.spacings_mm,
+        annotated=index.annotated,
         semantic=index.semantic,
         boxes=index.boxes,
         labels=index.labels,

@@ -45,8 +45,9 @@ class PatchDataset:
     Raises:
         KeyError: no such case or dataset.
         CorruptCaseError: on reading.
-        ValueError: `raw` together with what it excludes, two datasets of one name, or a sampler that cannot draw from
-            these cases.
+        ValueError: `raw` together with what it excludes, two datasets of one name, a sampler that cannot draw from
+            these cases, or unlabelled cases for a sampler that looks for objects: name the others in `case_ids`
+            (`store.index.annotated` tells them), or set its `object_fraction` to 0.
     """
 
     def __init__(

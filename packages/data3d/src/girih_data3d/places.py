@@ -28,8 +28,8 @@ class Places:
     """The places of all items of a sampler in a table of cases; an item costs the same however many cases there are.
 
     Raises:
-        ValueError: no cases, nothing to draw object items from, weights that name unknown or ambiguous cases or other
-            datasets, or weights that leave nothing to draw.
+        ValueError: no cases, nothing to draw object items from, unlabelled cases among those to find objects in,
+            weights that name unknown or ambiguous cases or other datasets, or weights that leave nothing to draw.
     """
 
     def __init__(self, sampler: PatchSampler, table: CaseTable) -> None:
@@ -50,6 +50,7 @@ class Places:
                 raise ValueError(
                     f"object_fraction is {sampler.object_fraction}, but none of the cases has an object; wanted 0"
                 )
+            _refuse_unlabelled(table)
             dataset, weights = table.dataset[table.box_case], weights[table.box_case]
             if sampler.class_balanced:
                 weights = _even(weights, dataset * (table.labels.max() + 1) + table.labels)
@@ -135,6 +136,18 @@ class _Urn:
     def draw(self, rng: np.random.Generator) -> int:
         at = np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1], side="right")
         return int(self.rows[min(int(at), len(self.rows) - 1)])
+
+
+def _refuse_unlabelled(table: CaseTable) -> None:
+    """Raise for a case that nobody looked at: its patches, without boxes, would pass for free of objects."""
+    if not table.annotated.all():
+        rows = np.flatnonzero(~table.annotated)
+        first = int(rows[0])
+        raise ValueError(
+            f"dataset {table.datasets[table.dataset[first]]!r}: case {table.case_ids[first]!r} is unlabelled "
+            f"({len(rows)} of all {len(table.annotated)} cases are), so that its patches would pass for free of "
+            "objects; leave such cases out of case_ids (store.index.annotated), or set object_fraction=0"
+        )
 
 
 def _case_weights(sampler: PatchSampler, table: CaseTable) -> Float64[np.ndarray, " n"]:

@@ -27,7 +27,8 @@ class PatchSampler:
     """Voxels of a patch."""
     _: KW_ONLY
     object_fraction: Number = 0.5
-    """Share of object items, in [0, 1]; 0 for unlabelled data."""
+    """Share of object items, in [0, 1]; 0 for unlabelled data. Above 0, with `around="objects"`, every case must say
+    which objects it holds, even if none: `PatchDataset` refuses unlabelled cases."""
     around: Literal["objects", "semantic"] = "objects"
     """What object items are placed around. "semantic": a case with tissue labels is drawn, a tissue of it, a voxel of
     the tissue, and the patch is centred there as far as it stays inside the case, as nnU-Net does."""
