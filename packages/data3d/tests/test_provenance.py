@@ -4,12 +4,14 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import girih_data3d as d3
 from girih_data3d.provenance import is_origin, origin_of
+from girih_data3d.source import read_source
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def made(tmp_path: Path) -> d3.CaseSource:
 def test_what_is_recorded(made: d3.CaseSource) -> None:
     origin = origin_of(made)
     digest = hashlib.sha256(b"t1/a.nii").hexdigest()
-    assert origin["images"][0] == {"name": "a.nii", "folder": "t1", "size": 8, "mtime_ns": 10**18, "sha256": digest}
+    assert origin["images"][0] == {"name": "a.nii", "folder": "t1", "size": 8, "mtime_ns": [10**18], "sha256": digest}
     assert origin["instance_classes"] == {"2": 1, "3": 0}
     assert {"case_id", "images", "instances", "semantic", "objects", "frame"} - set(origin) == {"case_id"}
     labels = (
@@ -82,6 +84,26 @@ def test_members_of_a_folder(tmp_path: Path) -> None:
     assert is_origin(source, origin)
     (folder / "1.dcm").rename(folder / "0.dcm")
     assert not is_origin(source, origin)
+    (folder / "0.dcm").rename(folder / "1.dcm")
+    origin = origin_of(source)
+    (folder / "1.dcm").write_bytes(b"two")
+    os.utime(folder / "1.dcm", ns=(1, 10**17))  # older than the folder
+    assert not is_origin(source, origin)
+
+
+def test_file_that_changes_while_it_is_read(own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, spec = d3.read_manifest(own_source), d3.PrepareSpec()
+
+    def read(source: d3.CaseSource) -> Any:
+        scan = read_source(source)
+        d3.write_nifti(np.ones((30, 30, 30), np.float32), source.images[0], affine=np.eye(4))
+        return scan
+
+    monkeypatch.setattr("girih_data3d.case_preparation.read_source", read)
+    with pytest.raises(d3.ScanError, match=r"'free': one of its files changed while it was read"):
+        d3.prepare_case(dataset.sources[2], tmp_path / "out", spec)
+    monkeypatch.undo()
+    assert d3.prepare_case(dataset.sources[2], tmp_path / "out", spec) == "done"
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
@@ -95,6 +117,8 @@ def test_voxels_beside_their_header(tmp_path: Path, suffix: str) -> None:
     content = bytearray(voxels.read_bytes())
     content[-1] ^= 1
     voxels.write_bytes(content)
+    assert not is_origin(d3.CaseSource("x", (path,)), origin)
+    os.utime(voxels, ns=(1, 10**18))  # older than its header: copies keep the time of what they are copies of
     assert not is_origin(d3.CaseSource("x", (path,)), origin)
 
 

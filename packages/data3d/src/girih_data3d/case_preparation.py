@@ -41,11 +41,13 @@ def prepare_case(
         "skipped" if the case is there already, from the same files (name, size, and time or SHA-256) and spec.
 
     Raises:
-        ScanError: a file cannot be read, the files do not lie on one grid, or objects and their classes do not agree.
+        ScanError: a file cannot be read or changes meanwhile, the files do not lie on one grid, or objects and their
+            classes do not agree.
         StaleCaseError: the case is there, but from other files or another spec, and not `overwrite`.
     """
     root = Path(root)
     target = case_folder(root, source.case_id)
+    recorded = None
     if target.exists():
         spec_hash, recorded = recorded_origin(target)
         if spec_hash == spec.sha256 and is_origin(source, recorded):
@@ -53,7 +55,8 @@ def prepare_case(
         if not overwrite:
             changed = "another spec" if spec_hash != spec.sha256 else "other source files or annotations"
             what = "holds no readable record" if spec_hash is None else f"was prepared from {changed}"
-            raise StaleCaseError(f"{target}: {what}; pass overwrite=True to replace it")
+            raise StaleCaseError(f"{target}: {what}; pass overwrite=True (--overwrite) to replace it")
+    origin = origin_of(source, recorded)  # before the voxels are read: what changes from now on is noticed
     scan = read_source(source)
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
@@ -64,13 +67,15 @@ def prepare_case(
     semantic = _semantic(source, scan, grid)
     volume, prepared = prepare_on_grid(scan, spec, grid)
     del scan
+    if not is_origin(source, origin):
+        raise ScanError(f"case {source.case_id!r}: one of its files changed while it was read; prepare it again")
     attributes = {
         "schema": SCHEMA,
         "case_id": source.case_id,
         "patient_id": source.patient_id or source.case_id,
         "modality": source.modality,
         "spec_hash": spec.sha256,
-        "source": origin_of(source),
+        "source": origin,
         "prepared": prepared,
         "truth": truth,
         "notes": {"objects_clipped": clipped},

@@ -22,8 +22,8 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
     """Return what a prepared case depends on, as plain JSON values: every field of its source.
 
     A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read
-    and its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, time the
-    latest one, and the hash that of all files.
+    and its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, times
+    are those of all files, and the hash is that of all.
 
     Raises:
         ScanError: a file cannot be read.
@@ -71,20 +71,19 @@ def _timeless(value: Any) -> Any:
 def _fingerprint(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
     try:
         members = _members(path)
-        stats = [member.stat() for member in members]
-        times = [status.st_mtime_ns for status in stats] + [path.stat().st_mtime_ns]
+        stats = {file: file.stat() for file in dict.fromkeys([path, *members])}
         quick = {
             "name": path.name,
             "folder": path.parent.name,
-            "size": sum(status.st_size for status in stats),
-            "mtime_ns": max(times),
+            "size": sum(stats[member].st_size for member in members),
+            "mtime_ns": [status.st_mtime_ns for status in stats.values()],
         }
         if quick == {key: recorded.get(key) for key in quick}:
             return recorded
         digest = hashlib.sha256()
-        for member, status in zip(members, stats, strict=True):
+        for member in members:
             if len(members) > 1 or member != path:
-                digest.update(f"{member.name}\0{status.st_size}\0".encode())
+                digest.update(f"{member.name}\0{stats[member].st_size}\0".encode())
             with member.open("rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
