@@ -237,7 +237,7 @@ def test_one_number_in_two_files_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "given", "ignore", "message"),
     [
-        (("a", "b"), {}, (), "object 3 has no class"),
+        (("a", "b"), {}, (), "object 3 has no class in instance_classes"),
         (("a",), {3: 0, 4: 0}, (), "object 4 has a class, but no voxel"),
         (("a",), {3: 1}, (), "object 3 has class 1, wanted 0 to 0"),
         (("a",), {}, (9,), "object 9 is to be ignored, but has no voxel"),

@@ -24,6 +24,7 @@ from distributed.scheduler import KilledWorker
 
 import girih_data3d as d3
 from girih_data3d.cli import main
+from girih_data3d.conversion import DIED
 
 SPEC = d3.PrepareSpec()
 PROGRAM = """
@@ -164,7 +165,7 @@ def test_dead_worker_costs_the_case_at_hand_only(source: Path, tmp_path: Path) -
 
     report = d3.prepare_many(dataset, tmp_path / "out", SPEC, workers=1, on_progress=kill_once)
     assert report.done == ["00", "02", "03"]
-    assert report.failed["01"].startswith("its worker died (killed, or out of memory): BrokenProcessPool")
+    assert report.failed["01"].startswith(f"{DIED}: BrokenProcessPool")
     assert list((tmp_path / "out" / ".tmp").iterdir()) == []
     again = d3.prepare_many(dataset, tmp_path / "out", SPEC, workers=0)
     assert again == d3.Report(done=["01"], skipped=["00", "02", "03"])
@@ -204,9 +205,7 @@ def test_lost_workers_of_other_executors(source: Path, tmp_path: Path) -> None:
         case0=KilledWorker("task", SimpleNamespace(address="tcp://1"), 3), case1=None, free=BrokenExecutor("at once")
     )
     report = d3.prepare_many(d3.read_manifest(source), tmp_path, SPEC, executor=executor)
-    assert report.failed["case0"].startswith(
-        "its worker died (killed, or out of memory): KilledWorker: Attempted to run"
-    )
+    assert report.failed["case0"].startswith(f"{DIED}: KilledWorker: Attempted to run")
     assert report.failed["case1"] == "cancelled by the executor"
     assert report.failed["free"].endswith("BrokenExecutor: at once")
 

@@ -135,3 +135,8 @@ def test_broken_dataset_record(damaged: d3.Store) -> None:
                 d3.Store.open(damaged.root)
     with pytest.raises(d3.ManifestError, match="not a prepared dataset"):
         d3.Store.open(damaged.root / "cases")
+
+
+def test_an_address_is_no_folder() -> None:
+    with pytest.raises(d3.ManifestError, match="http://x/y: wanted a folder, or a zarr store object"):
+        d3.Store.open("http://x/y")

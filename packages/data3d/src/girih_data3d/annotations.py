@@ -130,7 +130,7 @@ def _check_numbers(
 ) -> None:
     where = f"case {source.case_id!r}, {', '.join(str(path) for path in source.instances)}"
     for name, numbers, others in (
-        ("has no class", masks, given),
+        ("has no class in instance_classes", masks, given),
         ("has a class, but no voxel", given, masks),
         ("is to be ignored, but has no voxel", source.ignore, masks),
     ):

@@ -28,6 +28,7 @@ Job = tuple[CaseSource, Path, PrepareSpec, tuple[str, ...], bool]
 Result = tuple[str, Outcome, str]
 """Case id, outcome, reason of a failure."""
 
+DIED = 'its worker died (killed, out of memory, or started by a script without if __name__ == "__main__":)'
 BROKEN_POOLS = 3
 """Pools that may break one after the other before any case is finished; then the rest is given up."""
 
@@ -179,7 +180,7 @@ def _result(future: Future[Result], case_id: str) -> Result:
 
 
 def _lost(case_id: str, error: BaseException) -> Result:
-    return case_id, "failed", f"its worker died (killed, or out of memory): {type(error).__name__}: {error}"
+    return case_id, "failed", f"{DIED}: {type(error).__name__}: {error}"
 
 
 def _try_case(source: CaseSource, root: Path, spec: PrepareSpec, classes: tuple[str, ...], overwrite: bool) -> Result:
@@ -209,6 +210,6 @@ def _write_dataset(dataset: Dataset, root: Path, spec: PrepareSpec, overwrite: b
             return
         if not overwrite:
             shown = f"{other[0]} {found.get(other[0])!r}, wanted {record[other[0]]!r}"
-            raise StaleCaseError(f"{path}: prepared with {shown}; pass overwrite=True or another folder")
+            raise StaleCaseError(f"{path}: prepared with {shown}; pass overwrite=True (--overwrite) or another folder")
     with written_aside(root, path) as aside:
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

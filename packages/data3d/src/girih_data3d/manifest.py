@@ -107,7 +107,9 @@ def _scans_in(folder: Path) -> list[Path]:
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     scans = [p for p in entries if (p.is_file() and is_scan(p)) or (p.is_dir() and holds_dicom(p))]
     if not scans:
-        raise ManifestError(f"{folder}: no dataset.json, no scan file and no DICOM series in this folder")
+        raise ManifestError(
+            f"{folder}: no dataset.json, no scan file and no DICOM series in this folder (deeper ones are not searched)"
+        )
     return scans
 
 

@@ -47,6 +47,8 @@ class Store:
         """
         if io not in ("pread", "mmap"):
             raise ValueError(f"io is {io!r}, wanted 'pread' or 'mmap'")
+        if isinstance(root, str) and "://" in root:
+            raise ManifestError(f"{root}: wanted a folder, or a zarr store object such as zarr.storage.FsspecStore")
         if isinstance(root, ZarrStore):
             where = RemoteFolder(root, "")
             try:
