@@ -45,6 +45,13 @@ def everything(session: nox.Session) -> None:
     pip_install(session, *sources(*PACKAGES), "./tests/plugin_example", *test_groups(), "nox")
 
 
+def without_dependencies(session: nox.Session, *packages: str) -> None:
+    """Install what the group `peers-no-deps` names, without what it would bring."""
+    for package in packages:
+        if lines := project(package).get("dependency-groups", {}).get("peers-no-deps"):
+            session.install("-q", "-c", CONSTRAINTS, "--no-deps", *lines)
+
+
 def test_groups() -> list[str]:
     """What the tests of all packages need, each once."""
     lines = [line for name in PACKAGES for line in nox.project.dependency_groups(project(name), "test")]
@@ -135,10 +142,11 @@ def long(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("package", ("data3d", "metrics"))
+@nox.parametrize("package", ("data3d", "backbones", "metrics"))
 def peers(session: nox.Session, package: str) -> None:
     """Differential tests of one package against other people's."""
     pip_install(session, *sources(package), *nox.project.dependency_groups(project(package), "peers"))
+    without_dependencies(session, package)
     env = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # napari brings plugins that warn on import
     session.run("python", "-m", "pytest", "-q", f"packages/{package}/tests/peers", env=env)
 
@@ -156,6 +164,7 @@ def bench(session: nox.Session) -> None:
     groups = [g for name in PACKAGES if "bench" in (g := project(name)).get("dependency-groups", {})]
     lines = [line for found in groups for line in nox.project.dependency_groups(found, "bench")]
     pip_install(session, *sources(*PACKAGES), *dict.fromkeys(lines))
+    without_dependencies(session, *PACKAGES)
     for script in session.posargs or sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")):
         session.run("python", str(ROOT / "benchmarks" / f"{script}.py"))
 
