@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import girih_data3d as d3
+from girih_data3d.folder import LocalFolder
 from girih_data3d.layout import case_folder
 
 
@@ -71,6 +73,29 @@ def test_shard_that_vanishes_after_opening(overlapping: d3.Store) -> None:
     ):
         with pytest.raises(d3.CorruptCaseError, match="not readable"):
             read()
+
+
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_case_that_is_replaced_after_opening(
+    small_case: Callable[..., Path], tmp_path: Path, io: Literal["pread", "mmap"]
+) -> None:
+    first = np.ones((1, 40, 40, 40), np.float32)
+    small_case(tmp_path, "a", first)
+    store = d3.Store.open(tmp_path, io=io)
+    unread, begun = d3.Store.open(tmp_path, io=io)["a"], store["a"]
+    np.testing.assert_array_equal(begun.read_patch((0, 0, 0), (40, 40, 40)), first)
+    shutil.rmtree(unread.folder)
+    second = first + 1
+    folder = small_case(tmp_path, "a", second)
+    assert [unread.files[name]["bytes"] for name in unread.files] == [
+        (folder / name).stat().st_size for name in unread.files
+    ]
+    for case in (unread, pickle.loads(pickle.dumps(unread)), pickle.loads(pickle.dumps(begun))):
+        with pytest.raises(d3.StaleCaseError, match="0/c/0/0/0/0: replaced since case 'a' was opened"):
+            case.read_patch((0, 0, 0), (40, 40, 40))
+    np.testing.assert_array_equal(begun.read_patch((0, 0, 0), (40, 40, 40)), first)  # its file is open still
+    found = d3.Case(LocalFolder(folder, store.files), "a")  # not given the old file that the store keeps open
+    np.testing.assert_array_equal(found.read_patch((0, 0, 0), (40, 40, 40)), second)
 
 
 def test_case_in_the_place_of_another(overlapping: d3.Store) -> None:

@@ -1,5 +1,6 @@
 """The shard reader against zarr-python, bit for bit, in threads and in other processes."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 import girih_data3d as d3
+from girih_data3d.folder import LocalFolder
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.shard_reader import ShardReader
 from girih_data3d.window import read_padded
@@ -51,16 +53,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def open_reader(folder: Path, *, limit: int = 256, mapped: bool = False) -> ShardReader:
-    return ShardReader(folder, "x", OpenFiles(limit, mapped=mapped))
+def open_reader(folder: Path, files: OpenFiles | None = None) -> ShardReader:
+    where = LocalFolder(folder, files or OpenFiles())
+    where.sizes([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+    return where.array("", json.loads((folder / "zarr.json").read_text()), "x")
+
+
+def read(reader: ShardReader, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    out = np.empty(size, reader.dtype)
+    reader.read_into(out, start)
+    return out
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.sampled_from(sorted(ARRAYS)), st.booleans())
 def test_every_window_equals_zarr(folder: Path, data: st.DataObject, dtype: str, mapped: bool) -> None:
-    reader = open_reader(folder / dtype, mapped=mapped)
+    reader = open_reader(folder / dtype, OpenFiles(mapped=mapped))
     window = [sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in reader.shape]
-    ours = reader.read(tuple(a for a, _ in window), tuple(b - a for a, b in window))
+    ours = read(reader, tuple(a for a, _ in window), tuple(b - a for a, b in window))
     theirs = zarr.open_group(folder, mode="r")[dtype][tuple(slice(a, b) for a, b in window)]
     assert ours.dtype == theirs.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(ours, theirs)
@@ -88,7 +98,7 @@ def test_windows_outside_are_refused(folder: Path) -> None:
     reader = open_reader(folder / "uint8")
     for start, size in [((-1, 0, 0), (1, 1, 1)), ((0, 0, 0), (51, 1, 1)), ((0, 0, 0), (0, 1, 1))]:
         with pytest.raises(ValueError, match="leaves the array"):
-            reader.read(start, size)
+            read(reader, start, size)
     with pytest.raises(ValueError, match=r"patch size \(0, 1, 1\)"):
         read_padded(reader, (0, 0, 0), (0, 1, 1), padding=0)
 
@@ -101,56 +111,53 @@ def open_files() -> int:
 @pytest.mark.parametrize("mapped", [False, True])
 def test_no_more_files_stay_open_than_the_limit(folder: Path, mapped: bool) -> None:
     files, before = OpenFiles(3, mapped=mapped), open_files()
-    readers = [ShardReader(folder / dtype, "x", files) for dtype in ARRAYS]
+    readers = [open_reader(folder / dtype, files) for dtype in ARRAYS]
     for _ in range(3):
         for reader in readers:  # 12 + 2 + 4 + 1 shards
-            reader.read((0,) * len(reader.shape), reader.shape)
+            read(reader, (0,) * len(reader.shape), reader.shape)
             assert open_files() <= before + (6 if mapped else 3)  # a map holds a second handle
     del files, readers, reader
     assert open_files() == before
 
 
 def test_threads_that_push_out_each_others_files(folder: Path) -> None:
-    reader = open_reader(folder / "uint8", limit=1)
+    reader = open_reader(folder / "uint8", OpenFiles(1))
     whole = zarr.open_group(folder, mode="r")["uint8"][...]
 
-    def read(seed: int) -> bool:
+    def equal(seed: int) -> bool:
         rng = np.random.default_rng(seed)
         start = [int(rng.integers(0, n - 20)) for n in reader.shape]
         window = tuple(slice(a, a + 20) for a in start)
-        return np.array_equal(reader.read(tuple(start), (20, 20, 20)), whole[window])
+        return np.array_equal(read(reader, tuple(start), (20, 20, 20)), whole[window])
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(200)))
+        assert all(pool.map(equal, range(200)))
 
 
 def test_copies_in_other_processes_read_the_same(folder: Path) -> None:
     reader = open_reader(folder / "int16")
-    whole = reader.read((0, 0, 0, 0), reader.shape)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(reader)).read((0, 0, 0, 0), reader.shape), whole)
+    whole = read(reader, (0, 0, 0, 0), reader.shape)
+    np.testing.assert_array_equal(read(pickle.loads(pickle.dumps(reader)), (0, 0, 0, 0), reader.shape), whole)
     child = os.fork()
     if child == 0:  # the handle and the index came along
-        same = np.array_equal(reader.read((0, 0, 0, 0), reader.shape), whole)
+        same = np.array_equal(read(reader, (0, 0, 0, 0), reader.shape), whole)
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(reader.read, ((0, 0, 0, 0), reader.shape)), whole)
+        np.testing.assert_array_equal(pool.apply(read, (reader, (0, 0, 0, 0), reader.shape)), whole)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_missing_shard_is_not_zeros(folder: Path, tmp_path: Path, mapped: bool) -> None:
-    reader = _copy_of(folder / "uint8", tmp_path)
-    (tmp_path / "uint8/c/1/1/2").unlink()
-    with pytest.raises(d3.CorruptCaseError, match="c/1/1/2"):
-        open_reader(tmp_path / "uint8", mapped=mapped).read((0, 0, 0), reader.shape)
-    (tmp_path / "uint8/c/1/1/2").touch()
+    copy = shutil.copytree(folder / "uint8", tmp_path / "uint8")
+    reader = open_reader(copy, OpenFiles(mapped=mapped))
+    (copy / "c/1/1/2").unlink()
+    for found in (reader, open_reader(copy, OpenFiles(mapped=mapped))):
+        with pytest.raises(d3.CorruptCaseError, match="c/1/1/2"):
+            read(found, (0, 0, 0), found.shape)
+    (copy / "c/1/1/2").touch()
     with pytest.raises(d3.CorruptCaseError, match="index is truncated: 0 bytes"):
-        open_reader(tmp_path / "uint8", mapped=mapped).read((0, 0, 0), reader.shape)
-
-
-def _copy_of(folder: Path, target: Path) -> ShardReader:
-    shutil.copytree(folder, target / folder.name)
-    return open_reader(target / folder.name)
+        read(open_reader(copy, OpenFiles(mapped=mapped)), (0, 0, 0), reader.shape)
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:

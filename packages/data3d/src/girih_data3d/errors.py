@@ -10,7 +10,7 @@ class ManifestError(ValueError):
 
 
 class StaleCaseError(ValueError):
-    """A prepared case exists already but was made from another source file or with another spec."""
+    """A prepared case was made from other files, with another spec or other classes, or has been replaced meanwhile."""
 
 
 class CorruptCaseError(ValueError):

@@ -1,10 +1,10 @@
 """Where the files of one prepared case, or of the index, lie: a folder on local disk, or a prefix in a zarr store."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from girih_data3d.open_files import OpenFiles
+from girih_data3d.open_files import OpenFile, OpenFiles, Stamp, stamp_of
 from girih_data3d.shard_reader import ShardReader
 from girih_data3d.window import Reader
 
@@ -31,14 +31,15 @@ class Folder(Protocol):
         """Return the number of bytes of each file, or raise DamageError for one that is missing."""
 
     def array(self, name: str, metadata: dict[str, Any], case_id: str) -> Reader:
-        """Return a reader of a zarr array; `metadata` is the content of its zarr.json, checked."""
+        """Return a reader of a zarr array of which `sizes` was asked; `metadata` is what its zarr.json holds, checked."""
 
 
 class LocalFolder:
-    """A folder on local disk; its arrays are read through `files`."""
+    """A folder on local disk; its arrays are read through `files`, and only from the files that `sizes` has seen."""
 
     def __init__(self, path: Path, files: OpenFiles) -> None:
         self.path, self.files = path, files
+        self._stamps: dict[Path, Stamp] = {}
 
     def locate(self, name: str) -> str:
         """Return the full name of a file, for messages."""
@@ -62,10 +63,24 @@ class LocalFolder:
             DamageError: a file is missing.
         """
         try:
-            return {name: (self.path / name).stat().st_size for name in names}
+            found = {name: (self.path / name).stat() for name in names}
         except OSError as error:
             raise DamageError(str(error.filename), f"not readable: {error}") from error
+        self._stamps |= {self.path / name: stamp_of(status) for name, status in found.items()}
+        return {name: status.st_size for name, status in found.items()}
 
     def array(self, name: str, metadata: dict[str, Any], case_id: str) -> ShardReader:
-        """Return a reader of an array; `metadata` is the content of its zarr.json."""
-        return ShardReader(self.path / name, case_id, self.files, record=metadata)
+        """Return a reader of an array, whose shards `sizes` was asked about; `metadata` is what its zarr.json holds."""
+        return ShardReader(self.path / name, case_id, _SeenFiles(self.files, self._stamps), metadata)
+
+
+class _SeenFiles:
+    """Opens files that have not been replaced since they were seen."""
+
+    def __init__(self, files: OpenFiles, stamps: Mapping[Path, Stamp]) -> None:
+        self._files, self._stamps = files, stamps
+
+    def open(self, path: Path) -> OpenFile:
+        if path not in self._stamps:
+            raise FileNotFoundError(f"{path} is not a file of the case")
+        return self._files.open(path, self._stamps[path])

@@ -6,7 +6,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.errors import StaleCaseError
+
+Stamp = tuple[int, int, int]
+"""Number, time of change and size of a file: of a file that takes its place, at least one differs."""
 ADVICE = hasattr(os, "posix_fadvise")  # not on macOS
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """Return what tells a file from one that takes its place."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class OpenFile:
@@ -15,7 +24,8 @@ class OpenFile:
     def __init__(self, path: Path, *, mapped: bool) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
         self._map: mmap.mmap | None = None
-        self.size = os.fstat(self._descriptor).st_size
+        self.stamp = stamp_of(os.fstat(self._descriptor))
+        self.size = self.stamp[2]
         if mapped and self.size:
             self._map = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
         elif ADVICE:  # patches are scattered: the kernel's read-ahead would fetch several times what is used
@@ -53,16 +63,19 @@ class OpenFiles:
 
     def __init__(self, limit: int = 256, *, mapped: bool = False) -> None:
         self.limit, self.mapped = limit, mapped
-        self._files: OrderedDict[Path, OpenFile] = OrderedDict()
+        self._files: OrderedDict[tuple[Path, Stamp], OpenFile] = OrderedDict()
 
-    def open(self, path: Path) -> OpenFile:
-        """Return the file, opened if it is not.
+    def open(self, path: Path, stamp: Stamp) -> OpenFile:
+        """Return the file that had this stamp, opened if it is not.
 
         Raises:
             OSError: it cannot be opened.
+            StaleCaseError: another file has taken its place.
         """
-        file = self._files.pop(path, None) or OpenFile(path, mapped=self.mapped)
-        self._files[path] = file
+        file = self._files.pop((path, stamp), None) or OpenFile(path, mapped=self.mapped)
+        if file.stamp != stamp:
+            raise StaleCaseError(f"{path}: replaced since it was looked at")
+        self._files[path, stamp] = file
         while len(self._files) > self.limit:
             self._files.popitem(last=False)
         return file

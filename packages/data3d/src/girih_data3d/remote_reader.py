@@ -75,13 +75,15 @@ class RemoteFolder:
 class RemoteReader(ShardReader):
     """One sharded zarr array in a zarr store. Pickles if the store does; the copy opens its own connection.
 
+    An object is known by its size only: one of the same size that takes its place after the case was opened is read
+    as if it belonged to the case.
     Trouble with the network is raised as the store raises it, damage as CorruptCaseError.
     """
 
     def __init__(
         self, store: Store, key: str, metadata: dict[str, Any], case_id: str, sizes: Mapping[str, int]
     ) -> None:
-        super().__init__(PurePosixPath(key), case_id, _RemoteFiles(store, sizes), record=metadata)
+        super().__init__(PurePosixPath(key), case_id, _RemoteFiles(store, sizes), metadata)
         self._store = store
 
     def read_into(

@@ -5,9 +5,8 @@ its CRC-32C at the end of the file; every inner chunk ends with its own CRC-32C.
 """
 
 import itertools
-import json
 import math
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import google_crc32c
@@ -15,7 +14,7 @@ import numcodecs.blosc
 import numpy as np
 from jaxtyping import Shaped
 
-from girih_data3d.errors import CorruptCaseError
+from girih_data3d.errors import CorruptCaseError, StaleCaseError
 from girih_data3d.resampling import Number
 
 numcodecs.blosc.use_threads = False  # as zarr itself sets: blosc's own thread pool does not survive a fork
@@ -44,48 +43,36 @@ class Files(Protocol):
     """Opens files by their paths."""
 
     def open(self, path: Any) -> File:
-        """Return a file, or raise OSError."""
+        """Return a file, or raise OSError, or StaleCaseError if it is not the one that is meant."""
 
 
 class ShardReader:
     """One sharded zarr v3 array.
 
-    Files are opened at the first read; a copy made by fork or pickle reads on its own. Attributes: `shape`, `dtype`,
-    `attributes` (the array's own).
+    Files are opened at the first read; a copy made by fork or pickle reads on its own. Attributes: `shape`, `dtype`.
 
     Args:
         folder: of the array.
         case_id: that errors name.
         files: opens the shards below `folder`.
-        record: content of the array's zarr.json; None: it is read, on local disk.
+        record: content of the array's zarr.json.
 
     Raises:
-        CorruptCaseError: on opening or reading: a missing or short file, a checksum that fails, an unknown layout.
+        CorruptCaseError: an unknown layout; on reading: a missing or short file, a checksum that fails.
+        StaleCaseError: on reading: the case was replaced since it was opened.
     """
 
-    def __init__(self, folder: PurePath, case_id: str, files: Files, *, record: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: PurePath, case_id: str, files: Files, record: dict[str, Any]) -> None:
         self.folder, self.case_id = folder, case_id
         try:
-            record = json.loads(Path(folder, "zarr.json").read_text(encoding="utf-8")) if record is None else record
             shard, chunk = _layout(record)
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             raise CorruptCaseError(case_id, str(folder / "zarr.json"), f"{type(error).__name__}: {error}") from error
         self.shape: tuple[int, ...] = tuple(record["shape"])
         self.dtype: np.dtype[Any] = np.dtype(record["data_type"]).newbyteorder("<")
-        self.attributes: dict[str, Any] = record["attributes"]
         self.shard, self.chunk = shard, chunk
         self._files = files
         self._indices: dict[tuple[int, ...], np.ndarray] = {}
-
-    def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Shaped[np.ndarray, "*size"]:
-        """Return the window of `size` voxels at `start`, as stored; it has to lie inside the array.
-
-        Raises:
-            ValueError: the window leaves the array.
-        """
-        out = np.empty(size, self.dtype)
-        self.read_into(out, start)
-        return out
 
     def read_into(
         self, out: Shaped[np.ndarray, "*window"], start: tuple[int, ...], *, scale: Number = 1, offset: Number = 0
@@ -139,6 +126,8 @@ class ShardReader:
                     part *= out.dtype.type(scale)
                 if offset != 0:
                     part += out.dtype.type(offset)
+        except StaleCaseError as error:
+            raise StaleCaseError(f"{path}: replaced since case {self.case_id!r} was opened; open it again") from error
         except (OSError, OverflowError, RuntimeError, ValueError, IndexError) as error:
             raise CorruptCaseError(self.case_id, str(path), f"not readable: {error}") from error
 
