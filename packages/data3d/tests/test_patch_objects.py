@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import girih_data3d as d3
 from girih_data3d.objects import Objects
-from girih_data3d.patch_objects import add_boxes, add_instances, moved_boxes
+from girih_data3d.patch import Cut
+from girih_data3d.patch_objects import add_boxes, add_instances, moved_boxes, visible_shares
 
 SHAPE = (40, 44, 48)
 CUBOIDS = [(4, 5, 6, 10, 12, 9), (20, 20, 20, 33, 30, 41), (24, 22, 25, 28, 27, 29), (35, 2, 40, 39, 6, 47)]
@@ -138,14 +139,14 @@ def test_masks_left_out_hide_nothing() -> None:
     layers[0, :4, :4, :4] = 1
     layers[1, 1, 1, 1:6] = 2  # 5 of 8 voxels are in the patch
     layers[2, 2:5, 2:5, 2:5] = 3  # to be ignored
-    for needed, kept in ((0.0, [0, 1]), (5.5, [0])):
+    for enough, kept in ((True, [0, 1]), (False, [0])):
         sample = sample_of((6, 6, 6))
         add_instances(
             sample,
             placed,
             placed.boxes.astype(np.float64),
             lambda window: [layer[window] for layer in layers],
-            np.array([0, needed, 0]),
+            np.array([True, enough, True]),
         )
         assert sample["labels"].tolist() == kept
         assert sample["boxes"].tolist() == [[0, 0, 0, 4, 4, 4], [1, 1, 1, 2, 2, 6]][: len(kept)]
@@ -153,6 +154,46 @@ def test_masks_left_out_hide_nothing() -> None:
         np.testing.assert_array_equal(sample["instances"], shown)
         others = (layers[2] > 0) | ((layers[1] > 0) & (1 not in kept))
         np.testing.assert_array_equal(sample["valid"], ~others | (shown > 0))
+
+
+@pytest.mark.parametrize("geometry", [None, TURNED, d3.Geometry(p_rotation=0, p_scale=1)])
+def test_visible_share_is_that_of_the_case_s_own_voxels(
+    stores: dict[str, d3.Store], geometry: d3.Geometry | None
+) -> None:
+    case, patch = stores["masks"]["a"], (18, 20, 16)
+    layers = case.read_instance_layers((0, 0, 0), SHAPE)
+    masks = [np.argwhere(layers[case.objects.layer[row]] == row + 1) for row in range(3)]
+    samples = dataset(stores["masks"], patch, geometry=geometry, object_fraction=0.5, min_visible=0.6)
+    lowest, cut_objects, left_out = dataset(stores["masks"], patch, geometry=geometry, object_fraction=0.5), 0, 0
+    for g in range(30):
+        at = [d3.world_to_voxel(samples[g]["affine"], d3.voxel_to_world(case.affine, m.astype(float))) for m in masks]
+        wanted = np.array([((p >= -0.5) & (p < np.array(patch) - 0.5)).all(axis=1).mean() for p in at])
+        place = samples.places.place(g, lambda row: np.zeros((0, 4), np.uint16))
+        moved = moved_boxes(case.objects, place.matrix, place.centre, patch)
+        cut = Cut(place.matrix, place.centre, patch)
+        shares = visible_shares(case.objects, moved, cut, case.read_instance_layers)[:3]
+        np.testing.assert_allclose(shares, wanted, rtol=0, atol=1e-12)
+        assert len(samples[g]["boxes"]) == np.count_nonzero(wanted >= 0.6)
+        cut_objects += np.count_nonzero((wanted > 0) & (wanted < 1))
+        left_out += len(lowest[g]["boxes"]) > len(samples[g]["boxes"])
+    assert min(cut_objects, left_out) > 3
+
+
+def test_whole_objects_are_visible_however_they_are_turned(stores: dict[str, d3.Store]) -> None:
+    def read(start: Any, size: Any) -> Any:
+        raise AssertionError("a whole object needs no reading")
+
+    case, patch = stores["masks"]["a"], (72, 72, 72)
+    for sample in dataset(stores["masks"], patch, geometry=TURNED, object_fraction=1, min_visible=1):
+        matrix = (np.linalg.inv(case.affine) @ sample["affine"])[:3, :3][::-1, ::-1]
+        middle = d3.world_to_voxel(case.affine, d3.voxel_to_world(sample["affine"], np.array([[35.5] * 3])))[0] + 0.5
+        moved = moved_boxes(case.objects, matrix, middle, patch)
+        inside = ((moved >= 0) & (moved <= 72)).all(axis=1)[:3]
+        assert len(sample["boxes"]) >= np.count_nonzero(inside) > 0
+        shares = visible_shares(case.objects, moved, Cut(matrix, middle, patch), case.read_instance_layers)[:3]
+        assert (shares[inside] == 1).all()
+        if inside.all():
+            visible_shares(case.objects, moved, Cut(matrix, middle, patch), read)
 
 
 @pytest.mark.parametrize("geometry", [None, d3.Geometry(p_rotation=0, p_scale=0)])

@@ -11,7 +11,7 @@ from girih_data3d.case import Case
 from girih_data3d.case_table import CaseIds, tabulate
 from girih_data3d.geometry import patch_affine
 from girih_data3d.patch import Cut
-from girih_data3d.patch_objects import add_boxes, add_instances, moved_boxes
+from girih_data3d.patch_objects import add_boxes, add_instances, moved_boxes, visible_shares
 from girih_data3d.places import Places
 from girih_data3d.sampler import PatchSampler
 from girih_data3d.store import Store
@@ -29,8 +29,11 @@ class PatchDataset:
             else the hull of the moved box or sphere. labels: (n,) int64, classes of the sample's own dataset.
         instances: (Z, Y, X) int32, row k of boxes has the value k + 1; only if the case has masks.
         semantic: (Z, Y, X) int16, -1 outside; only if the case has semantic labels.
-        valid: (Z, Y, X) bool, False outside the case and on objects that are not in boxes: those to ignore, and those
-            that the sampler's `min_visible` leaves out (their masks, or else their boxes).
+        valid: (Z, Y, X) bool. False are voxels outside the case and those of real objects that are not in boxes: those
+            to ignore, those of which the patch holds less than the sampler's `min_visible`, and, without masks, those
+            that are there with less than a voxel along some axis. Of these it is the mask, except where an object in
+            boxes lies over it, or else the box. In an unlabelled case only voxels outside it are False: nothing is
+            known of its objects.
         case_id, dataset: str; start: (3,) int64, first voxel of the unturned patch; affine: (4, 4) float64 of the
         patch; index, seed: int64.
 
@@ -104,8 +107,11 @@ class PatchDataset:
             sample["offset"] = np.full(len(sample["image"]), case.offset, np.float32)
         moved = moved_boxes(case.objects, cut.matrix, cut.centre, cut.size)
         if "instances" in case.label_kinds:
-            needed = self.sampler.min_visible * case.objects.voxels / abs(float(np.linalg.det(cut.matrix)))
-            add_instances(sample, case.objects, moved, lambda window: cut.part(window).instance_layers(case), needed)
+            enough = np.ones(len(case.objects), bool)
+            if self.sampler.min_visible > 0:
+                shares = visible_shares(case.objects, moved, cut, case.read_instance_layers)
+                enough = shares >= self.sampler.min_visible
+            add_instances(sample, case.objects, moved, lambda window: cut.part(window).instance_layers(case), enough)
         else:
             add_boxes(sample, case.objects, moved, self.sampler.min_visible)
         if "semantic" in case.label_kinds:

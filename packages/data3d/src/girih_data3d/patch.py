@@ -33,6 +33,12 @@ class Cut:
         z, y, x = (high - low).tolist()
         return Cut(self.matrix, self.centre + self.matrix @ ((low + high - self.size) / 2), (z, y, x))
 
+    def holds(self, start: Triplet, extent: Triplet) -> Bool[np.ndarray, "z y x"]:
+        """Return which voxels of a window of the case have their centre in the patch."""
+        inverse = np.linalg.inv(self.matrix)
+        centre: np.ndarray = inverse @ (np.array(start) + np.array(extent) / 2 - self.centre) + np.array(self.size) / 2
+        return Cut(inverse, centre, extent).inside(self.size)
+
     def image(self, case: Case, order: int) -> Float32[np.ndarray, "c z y x"]:
         """Return the intensities; 0 outside the case."""
         if is_flip(self.matrix) or case.dtype.kind == "f":

@@ -4,16 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int32
+from jaxtyping import Bool, Float64, Int32
 from scipy import ndimage
 
 from girih_data3d.geometry import Triplet
 from girih_data3d.objects import Objects
+from girih_data3d.patch import Cut
 from girih_data3d.resampling import Number
 
 Layers = Sequence[Int32[np.ndarray, "z y x"]]
 ReadLayers = Callable[[tuple[slice, slice, slice]], Layers]
 """Reads the instance layers of a part of the patch."""
+ReadCaseLayers = Callable[[Triplet, Triplet], Layers]
+"""Reads the instance layers of a window of the case: first voxel, size."""
 ROUNDING = 1e-6
 """Voxels that a box may lose to the rounding of a turn."""
 
@@ -35,6 +38,28 @@ def moved_boxes(
     half = np.sqrt(objects.radii_zyx**2 @ (inverse**2).T)
     # a sphere at the border of the scan is in both: fmax and fmin pass over the NaN of what is no sphere
     return np.concatenate([np.fmax(low, at - half), np.fmin(high, at + half)], axis=1)
+
+
+def visible_shares(
+    objects: Objects, moved: Float64[np.ndarray, "n 6"], cut: Cut, read: ReadCaseLayers
+) -> Float64[np.ndarray, " n"]:
+    """Return the share of each mask's voxels, those of the case, whose centres lie in a patch.
+
+    A mask whose moved box lies inside is all there. Of those that the border of the patch cuts, voxels are read where
+    the patch may hold some; the masks of objects to ignore are not looked at.
+    """
+    whole = ((moved[:, :3] >= 0) & (moved[:, 3:] <= cut.size)).all(axis=1)
+    reach = np.abs(cut.matrix) @ (np.array(cut.size) / 2)
+    low = np.maximum(np.floor(cut.centre - reach), objects.boxes[:, :3]).astype(int)
+    high = np.minimum(np.ceil(cut.centre + reach), objects.boxes[:, 3:]).astype(int)
+    shares = np.where(whole, 1.0, 0.0)
+    near = (moved[:, 3:] > 0).all(axis=1) & (moved[:, :3] < cut.size).all(axis=1) & (low < high).all(axis=1)
+    for row in np.flatnonzero(near & ~whole & ~objects.ignore & (objects.voxels > 0)).tolist():
+        start, stop = low[row].tolist(), high[row].tolist()
+        window = (start[0], start[1], start[2]), (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
+        mask = read(*window)[objects.layer[row]] == row + 1
+        shares[row] = np.count_nonzero(mask & cut.holds(*window)) / objects.voxels[row]
+    return shares
 
 
 def add_boxes(sample: dict[str, Any], objects: Objects, moved: Float64[np.ndarray, "n 6"], min_visible: Number) -> None:
@@ -59,12 +84,12 @@ def add_instances(
     objects: Objects,
     moved: Float64[np.ndarray, "n 6"],
     read: ReadLayers,
-    needed: Float64[np.ndarray, " n"],
+    enough: Bool[np.ndarray, " n"],
 ) -> None:
     """Add the masks of objects to a sample, and boxes tight around each; take the other objects from its `valid`.
 
-    The others are those to ignore and those of which fewer than `needed` voxels lie in the patch. Where objects
-    overlap, `instances` shows the smaller; a box is that of the whole mask, and an object left out hides nothing.
+    The others are those to ignore and those that are not visible `enough`. Where objects overlap, `instances` shows the
+    smaller; a box is that of the whole mask, and an object left out hides nothing.
     """
     shape = sample["valid"].shape
     sample |= {"instances": np.zeros(shape, np.int32), "boxes": np.zeros((0, 6), np.float32)}
@@ -82,7 +107,7 @@ def add_instances(
         for row, found in enumerate(ndimage.find_objects(layer)):
             if found is not None:
                 boxes[row] = [s.start for s in found] + [s.stop for s in found]
-    kept = (voxels > 0) & (voxels >= needed) & ~objects.ignore
+    kept = (voxels > 0) & enough & ~objects.ignore
     number = np.concatenate([[0], np.cumsum(kept) * kept]).astype(np.int32)
     shown, others = sample["instances"][z, y, x], np.zeros(layers[0].shape, bool)
     for layer in layers:

@@ -38,8 +38,9 @@ class PatchSampler:
     geometry: Geometry | None = None
     """Random rotation, scaling and mirroring; None: none."""
     min_visible: Number = 0.0
-    """Objects of which a smaller share of voxels (of the box's volume, where there are no masks) lies in the patch are
-    not in `boxes`, and not `valid`; 0 keeps every object with a voxel in the patch, as nnDetection does."""
+    """Objects of which a smaller share lies in the patch are not in `boxes`, and not `valid`; 0 keeps every object with
+    a voxel in the patch, as nnDetection does. It is the share of the mask's voxels in the prepared case, however the
+    patch is turned and scaled, or without masks that of the moved box's volume."""
     dataset_weights: Mapping[str, Number] | None = None
     """Name of each dataset -> how often it is drawn relative to the others, among both kinds of items; its cases, or
     its objects, share that evenly. With weights, cases are drawn independently of each other."""
