@@ -8,11 +8,13 @@ import girih_backbones
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    exec(compile(example, str(README), "exec"), {})
+    first, second = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    exec(compile(first, str(README), "exec"), {})
     assert "repeated over 4 channels, divided by 4" in capsys.readouterr().out
+    exec(compile(second, str(README), "exec"), {})
+    assert "multiply_accumulates" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", girih_backbones.__all__)
