@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 
 import girih_data3d as d3
 from girih_data3d.case_writer import write_case
+from girih_data3d.checksum import BLANK, checked_text
 from girih_data3d.layout import SCHEMA, case_folder
 
 OBLIQUE = np.array([[-0.79, 0.12, 0, 40], [0.12, 0.79, 0, -30], [0, 0, 2.0, 7], [0, 0, 0, 1]])
@@ -136,7 +137,7 @@ def write_small_case(
     spec = spec or d3.PrepareSpec()
     record = {"schema": SCHEMA, "name": "made", "classes": ["a", "b"], "spec": spec.to_json(), "spec_hash": spec.sha256}
     root.mkdir(parents=True, exist_ok=True)
-    (root / "dataset.json").write_text(json.dumps(record))
+    (root / "dataset.json").write_bytes(checked_text({**record, "checksum": BLANK}))
     affine = np.diag([0.8, 0.9, 2.0, 1.0])
     prepared = {"affine": affine.tolist(), "source_affine": affine.tolist(), "source_shape_zyx": volume.shape[1:]}
     attributes = {"schema": SCHEMA, "case_id": case_id, "patient_id": f"p-{case_id}", "modality": "CT"}

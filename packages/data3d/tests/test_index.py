@@ -1,6 +1,5 @@
 """The index: what it says, how it follows the cases, and that a hundred thousand of them are no burden."""
 
-import json
 import os
 import pickle
 import shutil
@@ -15,6 +14,7 @@ import zarr
 
 import girih_data3d as d3
 import girih_data3d.index
+from girih_data3d.checksum import BLANK, checked_text
 from girih_data3d.folder import DamageError
 from girih_data3d.index import table_of, write_index
 from girih_data3d.layout import SCHEMA, case_folder, case_key
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_cases() -> None:
         ]
         spec = d3.PrepareSpec()
         record = {"schema": SCHEMA, "name": "many", "classes": ["a"], "spec": spec.to_json(), "spec_hash": spec.sha256}
-        (root / "dataset.json").write_text(json.dumps(record))
+        (root / "dataset.json").write_bytes(checked_text({**record, "checksum": BLANK}))
         written = table_of(rows)
         write_index(root / "index.zarr", written)
         for k in range(256):

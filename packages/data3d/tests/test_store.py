@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import yaozarrs
 import zarr
 
 import girih_data3d as d3
+from girih_data3d.checksum import BLANK, checked_text
 
 
 def test_files_of_a_case(prepared: d3.Store) -> None:
@@ -123,20 +125,32 @@ def damaged(prepared: d3.Store, tmp_path: Path) -> d3.Store:
     return d3.Store.open(tmp_path / "copy")
 
 
-def test_broken_dataset_record(damaged: d3.Store) -> None:
+def test_no_byte_of_the_dataset_record_can_change(damaged: d3.Store) -> None:
     path = damaged.root / "dataset.json"
-    record = json.loads(path.read_text())
-    for change, message in [({"schema": 9}, "schema"), ({"spec": {}}, None), ({"spec_hash": "0"}, "spec_hash 0")]:
-        path.write_text(json.dumps({**record, **change}))
-        if message is None:
-            assert d3.Store.open(damaged.root).spec == d3.PrepareSpec()
-        else:
-            with pytest.raises(d3.ManifestError, match=message):
-                d3.Store.open(damaged.root)
+    good = path.read_bytes()
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(d3.ManifestError, match=r"dataset\.json: not a prepared dataset, or damaged"):
+            d3.Store.open(damaged.root)
+    assert next(iter(d3.verify(damaged.root).failed)) == "dataset.json"
+    path.write_bytes(good)
+    assert d3.Store.open(damaged.root).classes == ("small", "large")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 9}, "of schema 1"),
+        ({"spec_hash": "0"}, "spec_hash 0"),
+        ({"spec": {"quant_step": -1}}, "spec: quant_step is -1"),
+        ({"spec": {"dtypes": "int16"}}, "spec: unknown field 'dtypes'"),
+        ({"spec": None}, "spec: "),
+    ],
+)
+def test_broken_dataset_record(damaged: d3.Store, change: dict[str, Any], message: str) -> None:
+    path = damaged.root / "dataset.json"
+    path.write_bytes(checked_text({**json.loads(path.read_text()), **change, "checksum": BLANK}))
+    with pytest.raises(d3.ManifestError, match=message):
+        d3.Store.open(damaged.root)
     with pytest.raises(d3.ManifestError, match="not a prepared dataset"):
         d3.Store.open(damaged.root / "cases")
-
-
-def test_an_address_is_no_folder() -> None:
-    with pytest.raises(d3.ManifestError, match="http://x/y: wanted a folder, or a zarr store object"):
-        d3.Store.open("http://x/y")

@@ -1,6 +1,5 @@
 """Prepare cases into a dataset on disk: per-case atomic, resumable, with a report of what happened."""
 
-import json
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from girih_data3d.atomic import remove_abandoned, written_aside
 from girih_data3d.case_preparation import prepare_case
+from girih_data3d.checksum import BLANK, checked_text
 from girih_data3d.errors import StaleCaseError
 from girih_data3d.index import update_index
 from girih_data3d.layout import INDEX, RECORD, SCHEMA, read_dataset_record
@@ -212,4 +212,4 @@ def _write_dataset(dataset: Dataset, root: Path, spec: PrepareSpec, overwrite: b
             shown = f"{other[0]} {found.get(other[0])!r}, wanted {record[other[0]]!r}"
             raise StaleCaseError(f"{path}: prepared with {shown}; pass overwrite=True (--overwrite) or another folder")
     with written_aside(root, path) as aside:
-        aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        aside.write_bytes(checked_text({**record, "checksum": BLANK}, indent=1))

@@ -31,7 +31,7 @@ class Folder(Protocol):
         """Return the number of bytes of each file, or raise DamageError for one that is missing."""
 
     def array(self, name: str, metadata: dict[str, Any], case_id: str) -> Reader:
-        """Return a reader of a zarr array of which `sizes` was asked; `metadata` is what its zarr.json holds, checked."""
+        """Return a reader of an array, whose shards `sizes` was asked about; `metadata` is what its zarr.json holds."""
 
 
 class LocalFolder:

@@ -23,11 +23,12 @@ from zarr.storage import MemoryStore
 
 from girih_data3d.affine import spacing_zyx
 from girih_data3d.atomic import written_aside
+from girih_data3d.checksum import crc32c
 from girih_data3d.errors import CorruptCaseError, ManifestError
 from girih_data3d.folder import DamageError, Folder, LocalFolder
 from girih_data3d.layout import INDEX, SCHEMA, case_folder, list_cases
 from girih_data3d.open_files import OpenFiles
-from girih_data3d.sealed import NAME, Seal, check_files, crc32c, read_case_seal, read_seal, seal
+from girih_data3d.sealed import NAME, Seal, check_files, read_case_seal, read_seal, seal
 
 TEXTS = ("case_ids", "patient_ids", "modalities")
 CONTENT = ("case_id", "patient_id", "modality", "spec_hash", "prepared", "objects", "truth")

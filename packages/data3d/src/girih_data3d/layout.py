@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.checksum import own_checksum
 from girih_data3d.errors import ManifestError
 
 SCHEMA = 1
@@ -41,12 +42,14 @@ def parse_dataset_record(content: bytes, where: str) -> dict[str, Any]:
     """Return the content of a dataset.json.
 
     Raises:
-        ManifestError: broken, or of another schema.
+        ManifestError: damaged, or of another schema.
     """
     try:
+        own_checksum(content)
         record = json.loads(content)
     except ValueError as error:
-        raise ManifestError(f"{where}: not a prepared dataset: {error}") from error
+        remedy = "remove it, and prepare again what is in this folder: that writes it anew"
+        raise ManifestError(f"{where}: not a prepared dataset, or damaged: {error}; {remedy}") from error
     keys = {"schema", "name", "classes", "spec", "spec_hash"}
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or not keys <= set(record):
         raise ManifestError(f"{where}: not a prepared dataset of schema {SCHEMA} with the keys {sorted(keys)}")
@@ -57,7 +60,7 @@ def read_dataset_record(root: Path) -> dict[str, Any]:
     """Return the content of root/dataset.json.
 
     Raises:
-        ManifestError: missing, broken, or of another schema.
+        ManifestError: missing, damaged, or of another schema.
     """
     path = root / RECORD
     try:

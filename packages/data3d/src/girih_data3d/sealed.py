@@ -1,7 +1,4 @@
-"""A zarr group whose zarr.json guards every byte below it: the size and CRC-32C of each file, and a CRC-32C of itself.
-
-The group's own checksum stands in its zarr.json as eight hex digits; it is taken with zeros in their place.
-"""
+"""A zarr group whose zarr.json guards all bytes below it: size and CRC-32C of each file, and a CRC-32C of itself."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -9,14 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
+from girih_data3d.checksum import BLANK, checked_text, crc32c, file_crc32c, own_checksum
 from girih_data3d.folder import DamageError, Folder
 from girih_data3d.layout import SCHEMA
 
 NAME = "zarr.json"
-MARK = b'"checksum": "'
-DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,9 @@ def seal(folder: Path, attributes: Mapping[str, Any]) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / NAME
     }
-    record = {**attributes["girih"], "files": files, "checksum": "0" * DIGITS}
+    record = {**attributes["girih"], "files": files, "checksum": BLANK}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {**attributes, "girih": record}}
-    blank = json.dumps(group, allow_nan=False).encode()
-    head, mark, tail = blank.rpartition(MARK)
-    (folder / NAME).write_bytes(head + mark + f"{crc32c(blank):08x}".encode() + tail[DIGITS:])
+    (folder / NAME).write_bytes(checked_text(group))
 
 
 def read_seal(folder: Folder) -> Seal:
@@ -62,18 +54,16 @@ def read_seal(folder: Folder) -> Seal:
         DamageError: missing, changed, or not a sealed group.
     """
     content = folder.contents([NAME])[NAME]
-    head, mark, tail = content.rpartition(MARK)
     try:
-        checksum = int(tail[:DIGITS], 16)
-        if f"{crc32c(head + mark + b'0' * DIGITS + tail[DIGITS:]):08x}".encode() != tail[:DIGITS]:
-            raise DamageError(folder.locate(NAME), "fails its checksum")
+        checksum = own_checksum(content)
+    except ValueError as error:
+        raise DamageError(folder.locate(NAME), str(error)) from error
+    try:
         attributes = json.loads(content)["attributes"]
         files = attributes["girih"]["files"]
         return Seal(attributes, files, checksum, len(content) + sum(wanted["bytes"] for wanted in files.values()))
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DamageError):
-            raise
-        raise DamageError(folder.locate(NAME), f"not a record with a checksum: {error!r}") from error
+        raise DamageError(folder.locate(NAME), f"not a sealed group: {error!r}") from error
 
 
 def read_case_seal(folder: Folder, case_id: str) -> Seal:
@@ -106,17 +96,3 @@ def check_files(folder: Folder, seal: Seal, *, whole: Collection[str]) -> dict[s
         if crc32c(content) != seal.files[name]["crc32c"]:
             raise DamageError(folder.locate(name), "fails its checksum")
     return contents
-
-
-def crc32c(content: bytes) -> int:
-    """Return the CRC-32C of bytes."""
-    return int(google_crc32c.value(content))
-
-
-def file_crc32c(path: Path) -> int:
-    """Return the CRC-32C of a file's content."""
-    crc = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            crc = int(google_crc32c.extend(crc, block))
-    return crc

@@ -103,9 +103,12 @@ def spec_of(record: Mapping[str, Any], root: str) -> PrepareSpec:
     """Return the spec in a dataset's record.
 
     Raises:
-        ManifestError: it is not the one that the record's hash is of.
+        ManifestError: it is broken, or not the one that the record's hash is of.
     """
-    spec = PrepareSpec.from_json(record["spec"])
+    try:
+        spec = PrepareSpec.from_json(record["spec"])
+    except (ValueError, TypeError) as error:
+        raise ManifestError(f"{root}/{RECORD}: spec: {error}") from error
     if spec.sha256 != record["spec_hash"]:
         raise ManifestError(f"{root}/{RECORD}: spec_hash {record['spec_hash']}, the spec's is {spec.sha256}")
     return spec

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from girih_data3d.case import Case
+from girih_data3d.checksum import file_crc32c
 from girih_data3d.decoding import check_content
 from girih_data3d.errors import CorruptCaseError, ManifestError
 from girih_data3d.folder import LocalFolder
@@ -14,7 +15,7 @@ from girih_data3d.index import CaseIndex, written_index
 from girih_data3d.layout import INDEX, RECORD, case_folder, case_key, list_cases, read_dataset_record
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.pool import worker_pool
-from girih_data3d.sealed import NAME, file_crc32c
+from girih_data3d.sealed import NAME
 from girih_data3d.store import spec_of
 
 Level = Literal["index", "checksum", "decode"]
