@@ -141,7 +141,8 @@ def write_small_case(
     affine = np.diag([0.8, 0.9, 2.0, 1.0])
     prepared = {"affine": affine.tolist(), "source_affine": affine.tolist(), "source_shape_zyx": volume.shape[1:]}
     attributes = {"schema": SCHEMA, "case_id": case_id, "patient_id": f"p-{case_id}", "modality": "CT"}
-    attributes |= {"spec_hash": spec.sha256, "source": {}, "prepared": prepared, "truth": {} if objects else None}
+    truth = {"classes": record["classes"]} if objects else None
+    attributes |= {"spec_hash": spec.sha256, "source": {}, "prepared": prepared, "truth": truth}
     folder = case_folder(root, case_id)
     write_case(
         folder,

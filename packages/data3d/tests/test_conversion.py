@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,60 @@ def test_case_of_another_spec_is_not_opened(own_source: Path, tmp_path: Path) ->
     assert store["case0"].shape[0] == 1
     with pytest.raises(d3.StaleCaseError, match="prepared with spec"):
         store["case1"]
+
+
+def test_case_of_other_classes_is_not_opened(own_source: Path, tmp_path: Path) -> None:
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    prepare(dataset, out)
+    renamed = replace(dataset, classes=("large", "small"))
+    with pytest.raises(d3.StaleCaseError, match="classes"):
+        prepare(renamed, out)
+    report = prepare(renamed, out, overwrite=True, shard=(0, 2))
+    assert report == d3.Report(done=["case0"], skipped=["free"])  # nothing is known of the objects of "free"
+    store = d3.Store.open(out)
+    assert store["case0"].truth is not None
+    assert store["free"].truth is None
+    message = r"prepared with the classes \['small', 'large'\], the dataset's are \['large', 'small'\]"
+    with pytest.raises(d3.StaleCaseError, match=message):
+        store["case1"]
+    assert list(d3.verify(out).failed) == ["case1"]
+    with pytest.raises(d3.StaleCaseError, match="was prepared with other classes; pass overwrite=True"):
+        d3.prepare_case(dataset.sources[0], out, SPEC, classes=dataset.classes)
+    assert prepare(renamed, out).failed.keys() == {"case1"}
+    assert prepare(renamed, out, overwrite=True) == d3.Report(done=["case1"], skipped=["case0", "free"])
+    assert d3.verify(out).failed == {}
+
+
+def test_damaged_case_is_prepared_again(own_source: Path, tmp_path: Path) -> None:
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    prepare(dataset, out)
+    before = tree_hash(out)
+    folder = d3.Store.open(out)["free"].folder
+    shard = "0/c/0/0/0/0"
+    for name, content in ((shard, None), (shard, b"short"), ("0/zarr.json", None), ("zarr.json", b"")):
+        path = folder / name
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        report = prepare(dataset, out)
+        assert report.skipped == ["case0", "case1"]
+        assert "is damaged" in report.failed["free"]
+        assert "pass overwrite=True" in report.failed["free"]
+        assert prepare(dataset, out, overwrite=True) == d3.Report(done=["free"], skipped=["case0", "case1"])
+        assert tree_hash(out) == before
+
+
+def test_flipped_byte_is_found_by_overwrite(own_source: Path, tmp_path: Path) -> None:
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    prepare(dataset, out)
+    before = tree_hash(out)
+    path = d3.Store.open(out)["case1"].folder / "labels/instances/0/c/0/0/0"
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+    assert prepare(dataset, out).done == []  # sizes only
+    assert prepare(dataset, out, overwrite=True) == d3.Report(done=["case1"], skipped=["case0", "free"])
+    assert tree_hash(out) == before
 
 
 def test_one_bad_file_does_not_stop_the_others(own_source: Path, tmp_path: Path) -> None:

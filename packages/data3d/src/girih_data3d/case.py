@@ -32,6 +32,7 @@ class Case:
         affine: float64 (4, 4), voxel-centre index (x, y, z) of the prepared grid -> RAS mm.
         spacing_zyx_mm: voxel size.
         prepared: how the grid lies in its source file.
+        source: the files that it was made from, and what was said about them.
         objects: all objects, those to ignore last.
         boxes: float32 (n, 6), voxel edges of the prepared grid; objects flagged `ignore` are not among them.
         labels: int64 (n,), class of each box; row k has the value k + 1 in the instance labels.
@@ -58,6 +59,7 @@ class Case:
         self.modality: str | None = record["modality"]
         self.spec_hash: str = record["spec_hash"]
         self.prepared: Prepared = record["prepared"]
+        self.source: dict[str, Any] = record["source"]
         self.truth: dict[str, Any] | None = record["truth"]
         self.affine: Float64[np.ndarray, "4 4"] = np.array(self.prepared["affine"], np.float64)
         self.spacing_zyx_mm = spacing_zyx(self.affine)

@@ -11,11 +11,14 @@ from girih_data3d.annotations import ground_truth, objects_on_grid, read_annotat
 from girih_data3d.atomic import written_aside
 from girih_data3d.case_writer import write_case
 from girih_data3d.errors import ScanError, StaleCaseError
+from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.layout import SCHEMA, case_folder
 from girih_data3d.manifest import CaseSource
+from girih_data3d.open_files import OpenFiles
 from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid
-from girih_data3d.provenance import is_origin, origin_of, recorded_origin
+from girih_data3d.provenance import is_origin, origin_of
 from girih_data3d.scan import read_labels
+from girih_data3d.sealed import check_bytes, check_files, read_case_seal
 from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
 
@@ -35,28 +38,28 @@ def prepare_case(
         root: folder of the prepared dataset.
         spec: how to prepare.
         classes: names of the dataset's classes.
-        overwrite: replace a case that was made from other files or with another spec.
+        overwrite: replace a case that is damaged or was made from other files, with another spec or other classes;
+            reads every byte of a case that is there.
 
     Returns:
-        "skipped" if the case is there already, from the same files (name, size, and time or SHA-256) and spec.
+        "skipped" if the case is there already with all its files, made from the same files (name, size, and time or
+        SHA-256) with the same spec and classes.
 
     Raises:
         ScanError: a file cannot be read or changes meanwhile, the files do not lie on one grid, or objects and their
             classes do not agree.
-        StaleCaseError: the case is there, but from other files or another spec, and not `overwrite`.
+        StaleCaseError: the case is there, but damaged or made from other files, with another spec or other classes,
+            and not `overwrite`.
     """
     root = Path(root)
     target = case_folder(root, source.case_id)
-    recorded = None
     if target.exists():
-        spec_hash, recorded = recorded_origin(target)
-        if spec_hash == spec.sha256 and is_origin(source, recorded):
+        difference = _difference(target, source, spec, classes, every_byte=overwrite)
+        if difference is None:
             return "skipped"
         if not overwrite:
-            changed = "another spec" if spec_hash != spec.sha256 else "other source files or annotations"
-            what = "holds no readable record" if spec_hash is None else f"was prepared from {changed}"
-            raise StaleCaseError(f"{target}: {what}; pass overwrite=True (--overwrite) to replace it")
-    origin = origin_of(source, recorded)  # before the voxels are read: what changes from now on is noticed
+            raise StaleCaseError(f"{target}: {difference}; pass overwrite=True to replace it")
+    origin = origin_of(source)  # before the voxels are read: what changes from now on is noticed
     scan = read_source(source)
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
@@ -92,6 +95,26 @@ def prepare_case(
             attributes=attributes,
         )
     return "done"
+
+
+def _difference(
+    target: Path, source: CaseSource, spec: PrepareSpec, classes: tuple[str, ...], *, every_byte: bool
+) -> str | None:
+    """Return how a case on disk differs from what is asked for; None if it does not."""
+    folder = LocalFolder(target, OpenFiles())
+    try:
+        found = read_case_seal(folder, source.case_id)
+        check_files(folder, found, whole=())
+        if every_byte:
+            check_bytes(folder, found.files)
+    except DamageError as error:
+        return f"is damaged ({error.path}: {error.reason})"
+    record = found.attributes["girih"]
+    if record["spec_hash"] != spec.sha256:
+        return "was prepared with another spec"
+    if record["truth"] is not None and record["truth"]["classes"] != list(classes):
+        return "was prepared with other classes"
+    return None if is_origin(source, record["source"]) else "was prepared from other source files or annotations"
 
 
 def _semantic(source: CaseSource, scan: xr.DataArray, grid: Grid) -> Int16[np.ndarray, "z y x"] | None:

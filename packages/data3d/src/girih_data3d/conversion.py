@@ -39,7 +39,7 @@ class Report:
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    """Present already, from the same files and the same spec."""
+    """Present already, from the same files, with the same spec and classes."""
     failed: dict[str, str] = field(default_factory=dict)
     """Case id -> reason."""
 
@@ -72,7 +72,8 @@ def prepare_many(
             for a single case; 0: the cases are prepared here, one after the other. A script that leaves this to a pool
             needs `if __name__ == "__main__":`.
         shard: (i, n): only every n-th case from the i-th on (from 0), for a scheduler that starts n such runs.
-        overwrite: replace cases that were made from other files or with another spec.
+        overwrite: replace cases that are damaged or were made from other files, with another spec or other classes;
+            reads every byte of those that are there.
         on_progress: called here with (case id, outcome) after each case.
 
     Returns:

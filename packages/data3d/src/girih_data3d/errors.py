@@ -10,11 +10,11 @@ class ManifestError(ValueError):
 
 
 class StaleCaseError(ValueError):
-    """A prepared case was made from other files, with another spec or other classes, or has been replaced meanwhile."""
+    """A prepared case was made from other files, with another spec or other classes, is damaged, or was replaced."""
 
 
 class CorruptCaseError(ValueError):
-    """A prepared case is damaged: a file is missing, truncated or fails its checksum.
+    """A prepared case is damaged: a file is missing, truncated or fails its checksum. Prepare it with overwrite=True.
 
     Attributes `case_id`, `path` and `reason` say what; with one argument only, that argument is the whole message
     (torch re-raises a worker's exception this way).

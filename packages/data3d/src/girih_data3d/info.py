@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from girih_data3d.case import Case
-from girih_data3d.provenance import recorded_origin
 from girih_data3d.store import Store
 
 
@@ -34,9 +33,8 @@ def describe_dataset(store: Store) -> dict[str, Any]:
 
 
 def describe_case(case: Case) -> dict[str, Any]:
-    """Return geometry, objects, source and files of a case on local disk."""
+    """Return geometry, objects, source and files of a case."""
     objects = case.objects
-    source = recorded_origin(case.folder)[1]
     return {
         "case_id": case.case_id,
         "patient_id": case.patient_id,
@@ -57,7 +55,7 @@ def describe_case(case: Case) -> dict[str, Any]:
             )
         ],
         "prepared": dict(case.prepared),
-        "source": source,
+        "source": case.source,
         "files": {name: entry["bytes"] for name, entry in case.files.items()},
     }
 

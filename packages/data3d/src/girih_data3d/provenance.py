@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from girih_data3d.errors import ScanError
-from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.itk import voxel_file
 from girih_data3d.manifest import CaseSource
-from girih_data3d.open_files import OpenFiles
 from girih_data3d.scan import ITK_SUFFIXES
-from girih_data3d.sealed import read_seal
 
 QUICK = ("folder", "mtime_ns")
 """What may differ between copies of a file: only says whether to look at it again."""
@@ -36,15 +33,6 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
 def is_origin(source: CaseSource, recorded: Any) -> bool:
     """Return whether a case whose record says `recorded` was made from this source, wherever it was copied to."""
     return bool(_timeless(origin_of(source, recorded)) == _timeless(recorded))
-
-
-def recorded_origin(folder: Path) -> tuple[str | None, Any]:
-    """Return spec hash and source of a case on disk; (None, None) when it cannot be told."""
-    try:
-        record = read_seal(LocalFolder(folder, OpenFiles())).attributes["girih"]
-        return record["spec_hash"], record["source"]
-    except (DamageError, KeyError):
-        return None, None
 
 
 def _plain(value: Any, recorded: Any) -> Any:

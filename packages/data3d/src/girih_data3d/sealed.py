@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from girih_data3d.checksum import BLANK, checked_text, crc32c, file_crc32c, own_checksum
-from girih_data3d.folder import DamageError, Folder
+from girih_data3d.folder import DamageError, Folder, LocalFolder
 from girih_data3d.layout import SCHEMA
 
 NAME = "zarr.json"
@@ -96,3 +96,18 @@ def check_files(folder: Folder, seal: Seal, *, whole: Collection[str]) -> dict[s
         if crc32c(content) != seal.files[name]["crc32c"]:
             raise DamageError(folder.locate(name), "fails its checksum")
     return contents
+
+
+def check_bytes(folder: LocalFolder, files: Mapping[str, Mapping[str, int]]) -> None:
+    """Check every byte of a seal's files, which are on local disk and may be larger than memory.
+
+    Raises:
+        DamageError: the first file that cannot be read or differs.
+    """
+    for name, wanted in files.items():
+        try:
+            found = file_crc32c(folder.path / name)
+        except OSError as error:
+            raise DamageError(folder.locate(name), f"not readable: {error}") from error
+        if found != wanted["crc32c"]:
+            raise DamageError(folder.locate(name), "fails its checksum")

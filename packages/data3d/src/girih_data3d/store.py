@@ -74,7 +74,8 @@ class Store:
         Raises:
             KeyError: no such case.
             CorruptCaseError: it is damaged.
-            StaleCaseError: it was prepared again since the index was written, or with another spec than the dataset's.
+            StaleCaseError: it was prepared again since the index was written, or with another spec or other classes
+                than the dataset's.
         """
         row = self.index.row(case_id)
         if row is None:
@@ -83,6 +84,9 @@ class Store:
         where = case.where.locate("zarr.json")
         if case.spec_hash != self.spec.sha256:
             raise StaleCaseError(f"{where}: prepared with spec {case.spec_hash}, the dataset's is {self.spec.sha256}")
+        if case.truth is not None and case.truth["classes"] != list(self.classes):
+            found = case.truth["classes"]
+            raise StaleCaseError(f"{where}: prepared with the classes {found}, the dataset's are {list(self.classes)}")
         if case.checksum != self.index.checksums[row]:
             raise StaleCaseError(f"{where}: prepared again since the index was written; call update_index and reopen")
         return case

@@ -4,21 +4,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from girih_data3d.case import Case
-from girih_data3d.checksum import file_crc32c
 from girih_data3d.decoding import check_content
 from girih_data3d.errors import CorruptCaseError, ManifestError
-from girih_data3d.folder import LocalFolder
+from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.index import CaseIndex, written_index
 from girih_data3d.layout import INDEX, RECORD, case_folder, case_key, list_cases, read_dataset_record
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.pool import worker_pool
-from girih_data3d.sealed import NAME
+from girih_data3d.sealed import NAME, check_bytes
 from girih_data3d.store import spec_of
 
 Level = Literal["index", "checksum", "decode"]
+Facts = tuple[str, list[str] | None, int]
+"""Of a case: its spec's hash, its classes if it is labelled, its checksum."""
 
 
 @dataclass
@@ -48,9 +49,11 @@ def verify(root: Path | str, *, level: Level = "index", workers: int = 0) -> Ver
         raise ValueError(f"level is {level!r}, workers {workers}: wanted {' or '.join(get_args(Level))}; 0 or more")
     root = Path(root)
     result = Verification()
-    spec_hash, index = None, None
+    record, index = None, None
     try:
-        spec_hash = spec_of(read_dataset_record(root), str(root)).sha256
+        found = read_dataset_record(root)
+        spec_of(found, str(root))
+        record = found
     except ValueError as error:
         result.failed[RECORD] = str(error)
     try:
@@ -62,8 +65,8 @@ def verify(root: Path | str, *, level: Level = "index", workers: int = 0) -> Ver
     present = list_cases(root)
     for stranger in _strangers(root):
         result.failed[stranger] = "not a case of this dataset"
-    for case_id, found in zip(present, _checked(root, present, level, workers), strict=True):
-        problem = found if isinstance(found, str) else _mismatch(case_id, *found, spec_hash, index)
+    for case_id, facts in zip(present, _checked(root, present, level, workers), strict=True):
+        problem = facts if isinstance(facts, str) else _mismatch(case_id, facts, record, index)
         if problem is None:
             result.ok.append(case_id)
         else:
@@ -73,7 +76,7 @@ def verify(root: Path | str, *, level: Level = "index", workers: int = 0) -> Ver
     return result
 
 
-def _checked(root: Path, case_ids: tuple[str, ...], level: Level, workers: int) -> Iterator[str | tuple[str, int]]:
+def _checked(root: Path, case_ids: tuple[str, ...], level: Level, workers: int) -> Iterator[str | Facts]:
     """Check each case by itself, in this process or in others."""
     if not workers:
         yield from map(_check, repeat(root), case_ids, repeat(level))
@@ -83,32 +86,34 @@ def _checked(root: Path, case_ids: tuple[str, ...], level: Level, workers: int) 
         yield from pool.map(_check, repeat(root), case_ids, repeat(level), chunksize=chunk)
 
 
-def _check(root: Path, case_id: str, level: Level) -> str | tuple[str, int]:
-    """Return what is wrong with a case, or its spec's hash and its checksum."""
+def _check(root: Path, case_id: str, level: Level) -> str | Facts:
+    """Return what is wrong with a case, or the facts about it."""
     folder = case_folder(root, case_id)
+    where = LocalFolder(folder, OpenFiles())
     try:
-        case = Case(LocalFolder(folder, OpenFiles()), case_id)
+        case = Case(where, case_id)
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
         unknown = sorted(found - {NAME, *case.files})
         if unknown:
             return f"{folder / unknown[0]}: not a file of this case ({len(unknown)} such files)"
         if level != "index":
-            for name, wanted in case.files.items():
-                if file_crc32c(folder / name) != wanted["crc32c"]:
-                    return f"{folder / name}: fails its checksum"
+            check_bytes(where, case.files)
         if level == "decode":
             check_content(case)
+    except DamageError as error:
+        return f"{error.path}: {error.reason}"
     except (CorruptCaseError, OSError) as error:
         return str(error)
-    return case.spec_hash, case.checksum
+    return case.spec_hash, None if case.truth is None else case.truth["classes"], case.checksum
 
 
-def _mismatch(
-    case_id: str, spec_hash: str, checksum: int, wanted_hash: str | None, index: CaseIndex | None
-) -> str | None:
+def _mismatch(case_id: str, facts: Facts, record: dict[str, Any] | None, index: CaseIndex | None) -> str | None:
     """Return why a sound case does not belong to this dataset."""
-    if wanted_hash not in (None, spec_hash):
-        return f"prepared with spec {spec_hash}, the dataset's is {wanted_hash}"
+    spec_hash, classes, checksum = facts
+    if record is not None and spec_hash != record["spec_hash"]:
+        return f"prepared with spec {spec_hash}, the dataset's is {record['spec_hash']}"
+    if record is not None and classes not in (None, record["classes"]):
+        return f"prepared with the classes {classes}, the dataset's are {record['classes']}"
     if index is None:
         return None
     row = index.row(case_id)
