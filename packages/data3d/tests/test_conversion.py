@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -202,6 +203,35 @@ def test_interrupted_between_cases_goes_on_where_it_was(own_source: Path, prepar
     assert d3.Store.open(out).case_ids == ("case0",)
     assert prepare(dataset, out) == d3.Report(done=["case1", "free"], skipped=["case0"])
     assert tree_hash(out) == tree_hash(prepared.root)
+
+
+def test_index_is_right_after_a_killed_run_that_replaced_cases(own_source: Path, tmp_path: Path) -> None:
+    def stop(*_: str) -> None:
+        prepare(dataset, out, overwrite=True, shard=(1, 2))  # another task ends, and writes an index
+        path = d3.Store.open(out)["free"].folder
+        shutil.rmtree(path)
+        shutil.copytree(replaced / path.relative_to(out), path)  # the last that this one does
+        raise KeyboardInterrupt
+
+    dataset, out, replaced = d3.read_manifest(own_source), tmp_path / "out", tmp_path / "replaced"
+    prepare(dataset, out)
+    d3.write_nifti(np.ones((9, 9, 9), np.float32), own_source / "free.nii.gz", affine=np.eye(4))
+    prepare(dataset, replaced)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataset, out, overwrite=True, shard=(0, 2), on_progress=stop)
+    assert list(d3.verify(out).failed) == ["free"]
+    assert prepare(dataset, out, shard=(0, 2)).skipped == ["case0", "free"]
+    assert d3.verify(out).failed == {}
+
+
+def test_index_is_brought_up_to_date_without_work_to_do(own_source: Path, tmp_path: Path) -> None:
+    dataset, out = d3.read_manifest(own_source), tmp_path / "out"
+    prepare(dataset, out)
+    d3.write_nifti(np.ones((9, 9, 9), np.float32), own_source / "free.nii.gz", affine=np.eye(4))
+    d3.prepare_case(dataset.sources[2], out, SPEC, classes=dataset.classes, overwrite=True)
+    assert list(d3.verify(out).failed) == ["free"]
+    assert prepare(dataset, out).skipped == ["case0", "case1", "free"]
+    assert d3.verify(out).failed == {}
 
 
 def test_interrupted_within_a_case_leaves_nothing(

@@ -117,8 +117,8 @@ def test_follows_what_happens_to_the_cases(root: Path, small_case: MakeCase) -> 
     assert store["ab"].boxes.tolist() == [[0, 0, 0, 1, 1, 1]]
     with pytest.raises(d3.StaleCaseError, match=r"prepared again since the index was written; call update_index"):
         store["b"]
-    assert d3.update_index(root).labels.tolist() == [0, 0, 1]  # nobody said that b changed
-    assert d3.update_index(root, ["b"]).labels.tolist() == [0]
+    assert d3.update_index(root, ["ab"]).labels.tolist() == [0, 0, 1]  # nobody said that b changed
+    assert d3.update_index(root).labels.tolist() == [0]
     assert d3.Store.open(root)["b"].boxes.tolist() == []
 
 
@@ -131,6 +131,27 @@ def test_nothing_is_written_if_nothing_changed(root: Path) -> None:
     d3.update_index(str(root))
     assert (root / "index.zarr").is_dir()
     assert list((root / ".tmp").iterdir()) == []
+
+
+def test_writers_that_overtake_each_other(root: Path, small_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    d3.update_index(root)
+    real, calls = girih_data3d.index.write_index, []
+
+    def replace(case_id: str) -> None:
+        shutil.rmtree(case_folder(root, case_id))
+        add(small_case, root, case_id, [])
+
+    def write(folder: Path, index: d3.CaseIndex) -> None:
+        if not calls:
+            calls.append(folder)
+            replace("a")
+            d3.update_index(root, ["a"])
+        real(folder, index)
+
+    monkeypatch.setattr("girih_data3d.index.write_index", write)
+    replace("b")
+    assert len(d3.update_index(root, ["b"]).labels) == 0
+    assert d3.verify(root).failed == {}
 
 
 def test_index_that_is_replaced_while_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,8 @@ def prepare_many(
             report.failed[source.case_id] = reason
         else:
             (report.done if outcome == "done" else report.skipped).append(source.case_id)
-    update_index(root, changed=report.done)
+    # those that were skipped too: a run that was killed may have replaced them
+    update_index(root, changed=[source.case_id for source in sources])
     return report
 
 

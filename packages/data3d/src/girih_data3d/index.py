@@ -111,23 +111,28 @@ def open_index(root: Path) -> CaseIndex:
     return _followed(root, known, list_cases(root), changed=(), strict=True)
 
 
-def update_index(root: Path | str, changed: Collection[str] = ()) -> CaseIndex:
+def update_index(root: Path | str, changed: Collection[str] | None = None) -> CaseIndex:
     """Bring root/index.zarr up to date and return it.
 
-    The rows of `changed` cases and those that are missing are read from the cases, the rows of cases that are gone are
-    dropped. A damaged index is built anew. A case whose record is damaged gets no row; `Store.open` names it.
+    The rows of `changed` cases (None: of all) and those that are missing are read from the cases, the rows of cases
+    that are gone are dropped. A damaged index is built anew. A case whose record is damaged gets no row; `Store.open`
+    names it.
     """
     root = Path(root)
+    number = _number(root / INDEX)
     try:
         known = written_index(root) or table_of([])
     except ManifestError:
         known = table_of([])
-    index = _followed(root, known, list_cases(root), changed=changed, strict=False)
+    present = list_cases(root)
+    index = _followed(root, known, present, changed=present if changed is None else changed, strict=False)
     same = index.case_ids == known.case_ids and np.array_equal(index.checksums, known.checksums)
-    if not same or not (root / INDEX).is_dir():
-        with written_aside(root, root / INDEX) as aside:
-            write_index(aside, index)
-    return index
+    if same and (root / INDEX).is_dir():
+        return index
+    with written_aside(root, root / INDEX) as aside:
+        write_index(aside, index)
+        overtaken = _number(root / INDEX) != number
+    return update_index(root) if overtaken else index  # what another process has just written is lost
 
 
 def read_index(folder: Folder) -> CaseIndex:
