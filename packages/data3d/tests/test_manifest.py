@@ -50,6 +50,13 @@ def test_everything_is_read(source: Path) -> None:
     )
 
 
+def test_longest_case_ids(folder: Path, tmp_path: Path) -> None:
+    for case_id in ("a" * 200, "王" * 66):
+        dataset = read(folder, manifest(cases=[{"case_id": case_id, "images": ["a.nii.gz"]}]))
+        assert d3.prepare_many(dataset, tmp_path / "out", d3.PrepareSpec(), workers=0).done == [case_id]
+        d3.Store.open(tmp_path / "out")[case_id].export_nifti(tmp_path / f"{case_id}_instances-2.nii.gz")
+
+
 def test_folder_without_manifest_is_unlabelled_scans(folder: Path) -> None:
     (folder / "notes.txt").write_text("")
     dataset = d3.read_manifest(folder)
@@ -109,6 +116,9 @@ def case(**changes: Any) -> dict[str, Any]:
         (case(case_id="../a"), "case_id '../a' cannot name a folder"),
         (case(case_id=".a"), "cannot name"),
         (case(case_id=""), "case_id is '', wanted text"),
+        (case(case_id="a" * 201), "cannot name a folder"),
+        (case(case_id="王" * 67), "at most 200 bytes"),  # 201 bytes
+        (case(case_id="a\ud800"), "cannot name a folder"),
         (case(images=["c.nii.gz"]), r"'c\.nii\.gz': no such file"),
         (case(images=["../outside.nii.gz"]), "outside the dataset's folder"),
         (case(images=["/etc/hostname"]), "outside the dataset's folder"),

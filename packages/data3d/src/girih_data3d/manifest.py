@@ -13,8 +13,10 @@ from girih_data3d.object_label import ObjectLabel
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 SCHEMA = 1
-CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}(?<![. ])")
-"""A case id names a folder: no separators, no control characters, no leading or trailing dot."""
+CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])")
+"""A case id names a folder: no separators, no control characters, no leading or trailing dot, and UTF-8 can hold it."""
+MAX_CASE_ID_BYTES = 200
+"""File systems hold names of 255 bytes; those of exported files are longer than the id."""
 OBJECT_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 
@@ -186,8 +188,9 @@ def _instance_classes(case: Checked, classes: tuple[str, ...]) -> dict[int, int]
 
 
 def _case_id(case_id: str, where: str) -> str:
-    if not CASE_ID.fullmatch(case_id):
-        raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder")
+    if not CASE_ID.fullmatch(case_id) or len(case_id.encode()) > MAX_CASE_ID_BYTES:
+        limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
+        raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder ({limit}, no separators)")
     return case_id
 
 

@@ -148,7 +148,7 @@ class _RemoteFile:
     async def _fetch(self, start: int, stop: int) -> bytes:
         try:
             return await _get(self._store, self._key, RangeByteRequest(start, stop))
-        except Exception:
+        except Exception:  # whatever the store's library raises: obstore's errors and fsspec's share no class
             found = await self._store.getsize(self._key)
             if found != self.size:  # servers refuse a range beyond the end in different ways
                 raise ValueError(f"{found} bytes, wanted {self.size}") from None
