@@ -31,6 +31,8 @@ import girih_data3d as d3
 
 Window = tuple[tuple[int, int, int], int]
 Reader = Callable[[tuple[int, int, int], int], np.ndarray]
+GATES: list[tuple[str, bool]] = []
+"""What was compared with a bound, and whether it was kept."""
 
 
 def synthetic_ct(shape: tuple[int, int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +158,8 @@ def reading(folder: Path, shape: tuple[int, int, int], patches: int, rounds: int
                 raise SystemExit(f"{name}: wrong values at {start}")
 
     print(f"## One patch, {shape} voxels, CPU ms (median of {rounds} interleaved rounds of {patches} patches)\n")
-    heads = [f"{n}^3 {what}" for n in (128, 192) for what in ("ms", "vs blosc2 (nnU-Net)", "vs zarr-python")]
+    peers = ("blosc2 (nnU-Net)", "blosc2 (nnssl)", "zarr-python")
+    heads = [f"{n}^3 {what}" for n in (128, 192) for what in ("ms", *(f"vs {peer}" for peer in peers))]
     print(f"| reader | {' | '.join(heads)} |")
     print("|---" * (len(heads) + 1) + "|")
     columns = {n: interleaved(readers, random_windows(rng, shape, patches, n), rounds) for n in (128, 192)}
@@ -165,12 +168,20 @@ def reading(folder: Path, shape: tuple[int, int, int], patches: int, rounds: int
         for times in columns.values():
             own = times[name]
             zarr_name = "zarr-python int16, raw" if "int16" in name else "zarr-python float32"
-            cells += [f"{statistics.median(own):.2f}", ratio(own, times.get("blosc2 (nnU-Net) float32"))]
-            cells.append(ratio(own, times[zarr_name]))
+            cells.append(f"{statistics.median(own):.2f}")
+            others = ("blosc2 (nnU-Net) float32", "blosc2 (nnssl) float32", zarr_name)
+            cells += [f"{ratio(own, times[other]):.2f}" if other in times else "" for other in others]
         print(f"| {name} | {' | '.join(cells)} |")
     print("\nA ratio is the median of the rounds' ratios; below 1 means less CPU time than the other.\n")
     sizes = {"girih int16": size_of(cases["int16"].folder), "girih float32": size_of(cases["float32"].folder)}
     sizes |= {f.name: size_of(f) for f in (folder / "nnunet.b2nd", folder / "nnssl.b2nd") if f.exists()}
+    own, raw = (columns[128][f"girih int16{how}"] for how in (" -> float32", ", raw"))
+    gate("128^3 raw, zarr-python / girih", ratio(columns[128]["zarr-python int16, raw"], raw), at_least=4)
+    for peer, limit in (("nnU-Net", 1.6), ("nnssl", 0.8)):
+        if f"blosc2 ({peer}) float32" in columns[128]:
+            gate(f"128^3, girih / blosc2 ({peer})", ratio(own, columns[128][f"blosc2 ({peer}) float32"]), at_most=limit)
+    if "nnunet.b2nd" in sizes:
+        gate("bytes, girih int16 / blosc2 (nnU-Net)", sizes["girih int16"] / sizes["nnunet.b2nd"], at_most=0.45)
     print("Bytes: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) + "\n")
     cold(folder, shape, patches)
 
@@ -180,8 +191,14 @@ def random_windows(rng: np.random.Generator, shape: tuple[int, int, int], count:
     return [((z, y, x), n) for z, y, x in starts]
 
 
-def ratio(own: list[float], other: list[float] | None) -> str:
-    return "" if other is None else f"{statistics.median(a / b for a, b in zip(own, other, strict=True)):.2f}"
+def ratio(own: list[float], other: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(own, other, strict=True))
+
+
+def gate(what: str, found: float, *, at_least: float = 0.0, at_most: float = float("inf")) -> None:
+    """Note whether a ratio is within its bound; the script fails at its end if one was not."""
+    bound = f">= {at_least:g}" if at_least else f"<= {at_most:g}"
+    GATES.append((f"{what} | {bound} | {found:.2f}", at_least <= found <= at_most))
 
 
 def size_of(path: Path) -> int:
@@ -209,6 +226,8 @@ def cold(folder: Path, shape: tuple[int, int, int], patches: int) -> None:
         touched = index[tuple(slice(a // 32, (a + n - 1) // 32 + 1) for a in start)]
         needed.append(int(touched[..., 1].sum()))
     share = sum(read) / sum(needed)
+    if share:
+        gate("cold 128^3, bytes read / needed", share, at_most=2)
     print(
         f"Cold, 128^3: {np.mean(read) / 1e6:.2f} MB read of {np.mean(needed) / 1e6:.2f} MB needed ({share:.2f}x), "
         f"{np.median(wall) * 1e3:.1f} ms wall. (0.00x: this file system does not drop its cache.)\n"
@@ -266,6 +285,9 @@ def loaders(folder: Path, patches: int, workers: int) -> None:
         speed = done / (time.perf_counter() - began)
         stream.close()
         ours = speed if ours is None else ours
+        for peer, limits in (("TorchIO", (8, 3)), ("MONAI", (8, 2))):
+            if name.startswith(peer):
+                gate(f"loader, workers {workers}, girih / {peer}", ours / speed, at_least=limits[workers > 0])
         print(f"| {name} | {first:.1f} | {speed:.1f} | {ours / speed:.1f}x |", flush=True)
     print()
 
@@ -349,6 +371,10 @@ def main() -> None:
                 loaders(folder / f"loaders{workers}", patches * 2, workers)
     finally:
         shutil.rmtree(folder)
+    print("| gate | bound | found |\n|---|---|---|")
+    print("\n".join(f"| {line}{'' if kept else ' **missed**'} |" for line, kept in GATES))
+    if not all(kept for _, kept in GATES):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,12 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         tensors = [torch.as_tensor(value) for value in values]
         apart = key in LISTS or (key in PER_CHANNEL and len({len(t) for t in tensors}) > 1)
-        batch[key] = tensors if apart else default_collate(tensors)  # a worker stacks into shared memory
+        if apart:
+            batch[key] = tensors
+        elif len(tensors) == 1:
+            batch[key] = tensors[0][None]  # nothing to copy
+        else:
+            batch[key] = default_collate(tensors)  # a worker stacks into shared memory
     return batch
 
 

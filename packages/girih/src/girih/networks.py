@@ -83,11 +83,13 @@ def initialise(
     """
     pyramid: Any = detector.pyramid
     report = girih_backbones.load_weights(pyramid.encoder, weights, stem=stem, allow=allow)
-    warnings = [*report.differences, *report.notes]
+    warnings, changed = list(report.differences), []
     for name, now in (("normalisation", spec.record), ("spacing_zyx_mm", spec.target_zyx_mm), ("patch_zyx", patch_zyx)):
         before = weights.header[name]  # type: ignore[literal-required]  # three keys of the header
         if before is not None and now is not None and _plain(before) != _plain(now):
-            warnings.append(f"pre-trained with {name} {_plain(before)}, fine-tuned with {_plain(now)}")
+            changed.append(f"{name} {_plain(before)}, now {_plain(now)}")
+    if changed:
+        warnings.append(f"pre-trained with {'; '.join(changed)}")
     return report, warnings
 
 

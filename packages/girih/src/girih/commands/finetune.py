@@ -131,6 +131,7 @@ class Finetune:
     ) -> str:
         report, warnings = initialise(detector, weights, spec, patch_zyx, stem=self.stem, allow=self.allow)
         counts = ", ".join(f"{n} {status}" for status, n in report.counts.items() if n)
-        accelerator.print(f"{self.weights}: {counts}", file=sys.stderr)
+        for line in (counts, *report.notes):
+            accelerator.print(f"{self.weights}: {line}", file=sys.stderr)
         warn(accelerator, warnings)
         return report.to_json()
