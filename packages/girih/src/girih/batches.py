@@ -12,7 +12,6 @@ import girih_data3d
 import girih_data3d.torch
 from girih.plans import Plan
 
-
 WITHOUT = {"instances": "; boxes alone train with --no-segmentation"}
 """What to do about labels that are missing."""
 
