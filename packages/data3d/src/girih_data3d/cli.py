@@ -92,7 +92,9 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         "--dask", metavar="ADDRESS", help="of a scheduler, such as tcp://host:8786; needs girih-data3d[dask]"
     )
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="only the I-th of N parts, from 0")
-    parser.add_argument("--overwrite", action="store_true", help="replace cases that are damaged, or of other files, spec or classes")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace damaged cases, and those of other files or settings"
+    )
     parser.set_defaults(run=_prepare)
 
 
