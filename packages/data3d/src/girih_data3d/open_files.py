@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ class OpenFile:
 class OpenFiles:
     """The `limit` most recently used files. A pickled copy starts with none; a forked one shares them safely.
 
-    No lock: every step on the dict is atomic, and a file that another thread pushes out stays open for its readers.
+    No lock: every step on the dict is atomic (its keys hash and compare without running Python code), and a file that
+    another thread pushes out stays open for its readers.
 
     Args:
         limit: most files to keep open.
@@ -63,7 +65,7 @@ class OpenFiles:
 
     def __init__(self, limit: int = 256, *, mapped: bool = False) -> None:
         self.limit, self.mapped = limit, mapped
-        self._files: OrderedDict[tuple[Path, Stamp], OpenFile] = OrderedDict()
+        self._files: OrderedDict[tuple[str, Stamp], OpenFile] = OrderedDict()
 
     def open(self, path: Path, stamp: Stamp) -> OpenFile:
         """Return the file that had this stamp, opened if it is not.
@@ -72,12 +74,14 @@ class OpenFiles:
             OSError: it cannot be opened.
             StaleCaseError: another file has taken its place.
         """
-        file = self._files.pop((path, stamp), None) or OpenFile(path, mapped=self.mapped)
+        key = (str(path), stamp)
+        file = self._files.pop(key, None) or OpenFile(path, mapped=self.mapped)
         if file.stamp != stamp:
             raise StaleCaseError(f"{path}: replaced since it was looked at")
-        self._files[path, stamp] = file
+        self._files[key] = file
         while len(self._files) > self.limit:
-            self._files.popitem(last=False)
+            with suppress(KeyError):  # other threads may have pushed out all there was
+                self._files.popitem(last=False)
         return file
 
     def __getstate__(self) -> dict[str, Any]:
