@@ -264,6 +264,16 @@ def test_nnunet_plain_network_has_its_stem_in_stage_0(tmp_path: Path, fakes) -> 
     assert any(note.startswith("decoder left out: it has decoder.stages.0.convs.1") for note in weights.header["notes"])
 
 
+def test_a_relu_decoder_is_no_neck_here(tmp_path: Path, fakes) -> None:
+    state = fakes.plain_unet(decoder_convs=1)
+    plan = fakes.adaptation_plan("PlainConvUNet", fakes.arch_kwargs(blocks=(2, 2), plain=True, nonlin="torch.nn.ReLU"))
+    plan |= {"key_to_stem": "encoder.stages.0", "keys_to_in_proj": ["encoder.stages.0.0.convs.0.conv"]}
+    header = read_weights(fakes.save(tmp_path / "c.pth", state, plan=plan)).header
+    assert header["encoder"]["kwargs"]["activation"] == "relu"
+    assert header["neck"] is None
+    assert any(note.startswith("decoder left out: its activation is relu") for note in header["notes"])
+
+
 def test_nnunet_before_its_architecture_had_a_name(tmp_path: Path, fakes) -> None:
     flat = {
         "UNet_class_name": "ResidualEncoderUNet",

@@ -42,6 +42,9 @@ def read_neck(
         if others:
             return None, {}, f"it has {others[0]}, which no neck has"
         description = describe_here(tensors, n)
+        activation = encoder["kwargs"].get("activation", "leaky_relu")
+        if description["class"] == "UNetDecoder" and activation != "leaky_relu":  # nnU-Net has one for the whole U-Net
+            return None, {}, f"its activation is {activation}, as the encoder's; that of UNetDecoder is leaky_relu"
         difference = _difference(tensors, description, encoder, in_channels)
         return (None, {}, difference) if difference else (description, tensors, None)
     return None, {}, "its structure is not known"
