@@ -260,7 +260,9 @@ def test_a_deeper_file_is_not_cut_silently(tmp_path: Path) -> None:
     save_weights(tmp_path / "deep.safetensors", encoder=deep)
     weights = read_weights(tmp_path / "deep.safetensors")
     error = fails(model, weights)
-    assert {row.reason for row in error.report.errors} == {"in the file, not in the model"}
+    assert {row.reason for row in error.report.errors} == {
+        "in the file, not in the model; skip_deeper=True loads the stages that both have"
+    }
     load_weights(model, weights, allow=["encoder.stages.2.*"])
     assert all(torch.equal(a, b) for a, b in zip(model(image), deep(image), strict=False))
 
@@ -477,3 +479,17 @@ def test_the_report_of_a_failure_marks_the_failing_rows(weights: Weights) -> Non
     marked = [line for line in str(fails(small(4), weights).report).splitlines() if line.startswith("! ")]
     assert len(marked) == 1
     assert "encoder.stem.conv.weight" in marked[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "option"),
+    [
+        (small(4), "stem='replicate'"),
+        (small(channels=(2, 4, 4)), "skip_deeper=True"),
+        (small(kernels=((1, 3, 3), (3, 3, 3))), "average_kernels=True"),
+    ],
+    ids=["channels", "stages", "kernels"],
+)
+def test_an_error_names_the_option_that_helps(model: ResidualEncoder, option: str, weights: Weights) -> None:
+    with pytest.raises(TransferError, match=option):
+        load_weights(model, weights)

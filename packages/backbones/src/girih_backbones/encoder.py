@@ -41,9 +41,11 @@ class Encoder(Checkpointable, ABC):
         """Return the map of every stage, (n, channels[i], z / strides[i][0], y / strides[i][1], x / strides[i][2]).
 
         Raises:
-            ValueError: the number of channels is not `in_channels`, or `strides[-1]` does not divide the patch, or
-                leaves a single cell of it.
+            ValueError: not five axes, the number of channels is not `in_channels`, or `strides[-1]` does not divide the
+                patch, or leaves a single cell of it.
         """
+        if x.ndim != 5:
+            raise ValueError(f"image: found shape {tuple(x.shape)}, wanted (n, c, z, y, x)")
         if x.shape[1] != self.in_channels:
             raise ValueError(f"image: found {x.shape[1]} channels, wanted {self.in_channels}")
         check_patch(x.shape[2:], self.strides)

@@ -18,6 +18,7 @@ from girih_backbones.report import Row, TransferError, TransferReport
 from girih_backbones.weights import Weights
 
 STEM = "encoder.stem."
+DEEPER = "; skip_deeper=True loads the stages that both have"
 _STAGE = re.compile(r"encoder\.stages\.(\d+)\.")
 _LEVEL = re.compile(r"neck\.[a-z]+\.(\d+)\.")
 _UP = "neck.up."  # transposed convolutions, whose kernel is the step: not averaged
@@ -58,11 +59,13 @@ def load_weights(
     """
     if isinstance(allow, str):
         raise ValueError(f"allow: found the text {allow!r}, wanted a sequence of patterns")
+    if not isinstance(weights, Weights):
+        raise ValueError(f"weights: found {type(weights).__name__}, wanted what read_weights(path) returns")
     parts = _parts_in_scope(model, scope)
     header = weights.header
     wanted = {part: describe(module) for part, module in parts.items()}
     common = min(len(side["kwargs"]["channels"]) for side in (header["encoder"], wanted["encoder"]))
-    way = _Way(weights.tensors, _stem_origin(weights, stem), stem, common if skip_deeper else None, average_kernels)
+    way = _Way(weights.tensors, _stem_origin(weights, stem), stem, common, skip_deeper, average_kernels)
     targets = {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
     rows: list[Row] = []
     values: dict[str, Tensor] = {}
@@ -96,7 +99,8 @@ class _Way:
     tensors: Mapping[str, Tensor]
     origin: str | None
     stem: str
-    common_stages: int | None
+    common_stages: int
+    skip_deeper: bool
     average_kernels: bool
 
 
@@ -135,14 +139,17 @@ def _match(name: str, target: Tensor, way: _Way) -> tuple[Row, Tensor | None]:
         source = way.origin + name.removeprefix(STEM)
         reasons.append(f"from {source}")
     if source not in way.tensors:
+        reason = "in the model, not in the file"
         if _is_deeper(name, way):
-            return Row(name, "missing", f"skip_deeper: the file has {way.common_stages} stages"), None
-        return Row(name, "missing", "in the model, not in the file", error=True), None
+            if way.skip_deeper:
+                return Row(name, "missing", f"skip_deeper: the file has {way.common_stages} stages"), None
+            reason += DEEPER
+        return Row(name, "missing", reason, error=True), None
     value = way.tensors[source]
     found, wanted = tuple(value.shape), tuple(target.shape)
     shapes = f"found {found}, wanted {wanted}"
-    averaged = _averaged_axes(name, found, wanted) if way.average_kernels else ()
-    if averaged:
+    averaged = _averaged_axes(name, found, wanted)
+    if averaged and way.average_kernels:
         value = value.mean(averaged, keepdim=True)
         axes = ", ".join("zyx"[axis - 2] for axis in averaged)
         reasons.append(f"average_kernels: mean of the kernel along {axes}")
@@ -152,6 +159,10 @@ def _match(name: str, target: Tensor, way: _Way) -> tuple[Row, Tensor | None]:
         value = value.expand(wanted) / n
         reasons.append(f"repeated over {n} channels, divided by {n}")
     if tuple(value.shape) != wanted:
+        if averaged and not way.average_kernels:
+            shapes += "; average_kernels=True takes the mean along the axis"
+        elif name.startswith(STEM) and way.stem != "replicate" and found[:1] + found[2:] == wanted[:1] + wanted[2:]:
+            shapes += "; stem='replicate' repeats one channel, stem='random' keeps the model's"
         return Row(name, "skipped", shapes, error=True), None
     if found == wanted:
         return Row(name, "loaded", "; ".join(reasons)), value
@@ -168,8 +179,6 @@ def _averaged_axes(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -
 
 def _is_deeper(name: str, way: _Way) -> bool:
     """Whether a tensor belongs to a stage that not both have, or to the level of the neck that reaches into it."""
-    if way.common_stages is None:
-        return False
     if stage := _STAGE.match(name):
         return int(stage[1]) >= way.common_stages
     level = _LEVEL.match(name)
@@ -183,9 +192,12 @@ def _left_over(name: str, parts: Mapping[str, nn.Module], scope: str, way: _Way)
         return Row(name, "skipped", "stem of one dataset, a source only")
     if part not in parts:
         return Row(name, "skipped", f"outside scope {scope!r}")
+    reason = "in the file, not in the model"
     if _is_deeper(name, way):
-        return Row(name, "skipped", f"skip_deeper: the model has {way.common_stages} stages")
-    return Row(name, "skipped", "in the file, not in the model", error=True)
+        if way.skip_deeper:
+            return Row(name, "skipped", f"skip_deeper: the model has {way.common_stages} stages")
+        reason += DEEPER
+    return Row(name, "skipped", reason, error=True)
 
 
 def _allowed(row: Row, allow: Sequence[str]) -> Row:
