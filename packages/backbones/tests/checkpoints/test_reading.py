@@ -196,13 +196,23 @@ def test_s3d_with_spark_weights_only(tmp_path: Path, fakes) -> None:
 
 
 def test_without_plan_and_decoder_the_steps_are_assumed_and_said(tmp_path: Path, fakes) -> None:
+    # nnU-Net chooses the kernel of a stage with the pooling that leaves it: (1, 3, 3), then a step of (1, 2, 2)
     kernels = [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)]
-    steps = [(1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 1, 1)]  # the last stage does not pool, which its skip shows
+    steps = [(1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 1, 1)]  # the last stage does not pool, which its skip shows
     state = fakes.residual_unet(channels=(2, 3, 4, 5), blocks=(1, 1, 1, 1), steps=steps, kernels=kernels)
     state = {key: tensor for key, tensor in state.items() if not key.startswith("decoder.")}
     header = read_weights(fakes.save(tmp_path / "c.pth", state)).header
     assert header["encoder"]["kwargs"]["downsampling"] == [list(step) for step in steps]
     assert any("downsampling is assumed, as no tensor and no plan tells it" in note for note in header["notes"])
+
+
+def test_a_decoder_of_some_levels_tells_their_steps(tmp_path: Path, fakes) -> None:
+    state = fakes.conv_backbone(channels=(2, 4, 4))
+    del state["decoder.up.P2.conv.weight"], state["decoder.up.P2.conv.bias"]
+    state["decoder.up.P1.conv.weight"] = fakes.numbers(8, 8, 1, 2, 2)
+    header = read_weights(fakes.save(tmp_path / "c.pth", state)).header
+    assert header["encoder"]["kwargs"]["downsampling"] == [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    assert any("downsampling of stage 2 is assumed" in note for note in header["notes"])
 
 
 TRIPLES = st.tuples(*[st.sampled_from([1, 2])] * 3)

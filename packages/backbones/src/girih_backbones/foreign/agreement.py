@@ -47,10 +47,13 @@ def agreed_architecture(parts: Parts, shapes: Shapes, plan: Plan | None, notes: 
             notes.append(f"{told.where} has one stage more than the network, as MultiTalent builds ConvBackbone")
         _check_agreement(told, parts, shapes)
         return told
-    steps = shapes.steps
-    if steps is None:
-        steps = assumed_steps(parts, shapes)
-        notes.append(f"downsampling is assumed, as no tensor and no plan tells it: {[list(step) for step in steps]}")
+    steps = assumed_steps(parts, shapes)
+    unknown = [str(stage) for stage in range(1, len(steps)) if stage not in shapes.steps]
+    if unknown:
+        which = f" of stage {', '.join(unknown)}" if shapes.steps else ""
+        notes.append(
+            f"downsampling{which} is assumed, as no tensor and no plan tells it: {[list(step) for step in steps]}"
+        )
     else:
         notes.append(
             "downsampling is that of the decoder's transposed convolutions; of the first stage it is taken as 1"
@@ -82,8 +85,9 @@ def _check_agreement(told: Architecture, parts: Parts, shapes: Shapes) -> None:
         ("blocks or convolutions", told.depth, shapes.depth),
         ("bias", told.bias, shapes.bias),
     ]
-    if shapes.steps is not None:
-        pairs.append(("downsampling", told.steps[1:], shapes.steps[1:]))
+    if len(told.steps) == len(shapes.channels):
+        steps = tuple(shapes.steps.get(stage, step) for stage, step in enumerate(told.steps))
+        pairs.append(("downsampling", told.steps[1:], steps[1:]))
     for what, found, wanted in pairs:
         if found != wanted:
             key = _first_different(parts, what, found, wanted)

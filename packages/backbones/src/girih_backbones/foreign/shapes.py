@@ -25,7 +25,7 @@ _UPS = (
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the tensors say: one entry per stage, finest first; `steps` is None where nothing tells."""
+    """What the tensors say: one entry per stage, finest first."""
 
     in_channels: dict[str | None, int]
     """Channels of the image by dataset; the key None is a stem of no dataset."""
@@ -33,7 +33,8 @@ class Shapes:
     kernels: Triples
     depth: tuple[int, ...]
     bias: bool
-    steps: Triples | None
+    steps: Mapping[int, Triple]
+    """Steps by stage, of those that a transposed convolution of the decoder tells."""
 
 
 def read_shapes(parts: Parts) -> Shapes:
@@ -86,31 +87,30 @@ def read_shapes(parts: Parts) -> Shapes:
 
 
 def assumed_steps(parts: Parts, shapes: Shapes) -> Triples:
-    """Return 1 for the first stage and `ASSUMED_STEP` for the others, where the kernel does not speak against it.
+    """Return the steps that the decoder tells, 1 for the first stage, and for the others `ASSUMED_STEP`.
 
-    An axis with a kernel of 1 is coarse and not halved by nnU-Net. A residual stage that changes the width without
-    pooling has a step of 1.
+    nnU-Net chooses the step into a stage together with the kernel of the stage before (`get_pool_and_conv_props`): an
+    axis along which that kernel is 1 is coarse and kept. A residual stage that changes the width without pooling has a
+    step of 1.
     """
     steps: list[Triple] = [(1, 1, 1)]
     for stage in range(1, len(shapes.channels)):
-        if parts.pooled.get(stage) is False:
-            steps.append((1, 1, 1))
-            continue
-        z, y, x = (s if k > 1 else 1 for s, k in zip(ASSUMED_STEP, shapes.kernels[stage], strict=True))
-        steps.append((z, y, x))
+        z, y, x = (s if k > 1 else 1 for s, k in zip(ASSUMED_STEP, shapes.kernels[stage - 1], strict=True))
+        assumed = (1, 1, 1) if parts.pooled.get(stage) is False else (z, y, x)
+        steps.append(shapes.steps.get(stage, assumed))
     return tuple(steps)
 
 
-def _steps(rest: Mapping[str, Tensor], n: int) -> Triples | None:
-    """Return the steps that the transposed convolutions of a decoder undo, or None if it has not one for each stage."""
+def _steps(rest: Mapping[str, Tensor], n: int) -> dict[int, Triple]:
+    """Return the steps that the transposed convolutions of a decoder undo, by stage; none if it is not of n stages."""
     by_order, by_level = (
         {int(match[1]): tensor for name, tensor in rest.items() if (match := pattern.fullmatch(name))}
         for pattern in _UPS
     )
     found = {n - 1 - i: tensor for i, tensor in by_order.items()} or by_level
-    if set(found) != set(range(1, n)) or any(tensor.ndim != 5 for tensor in found.values()):
-        return None
-    return ((1, 1, 1), *(_triple(found[stage]) for stage in range(1, n)))
+    if not set(found) <= set(range(1, n)) or any(tensor.ndim != 5 for tensor in found.values()):
+        return {}
+    return {stage: _triple(tensor) for stage, tensor in found.items()}
 
 
 def _check_convolution(key: str, tensor: Tensor) -> None:
