@@ -95,7 +95,8 @@ def check_state(name: str, state: object) -> dict[str, Tensor]:
     """Return the dense tensors of floating numbers in `state`, a dictionary of tensors; `name` is for messages.
 
     Raises:
-        ValueError: names the first entry that is no tensor, or a tensor larger than the values it has in the file.
+        ValueError: names the first entry that is no tensor, weights of whole numbers, or a tensor larger than the values
+            it has in the file.
     """
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"{name}: found {type(state).__name__} of no entries, wanted a dictionary of tensors")
@@ -106,6 +107,8 @@ def check_state(name: str, state: object) -> dict[str, Tensor]:
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_nested:
             raise ValueError(f"key {key}: found {type(tensor).__name__}, wanted a dense tensor")
         if not tensor.is_floating_point():
+            if key.endswith((".weight", ".bias")):
+                raise ValueError(f"key {key}: found {tensor.dtype}, wanted floating numbers")
             continue  # counters and the like: no convolution or normalisation has them
         if tensor.device.type != "cpu" or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise ValueError(f"key {key}: found shape {tuple(tensor.shape)}, which the file does not hold in full")

@@ -245,6 +245,24 @@ def test_an_encoder_that_is_none_here_is_refused(tmp_path: Path, fakes, change: 
     assert message in refused(fakes.save(tmp_path / "c.pth", state))
 
 
+@pytest.mark.parametrize("what", ["missing", "whole numbers"])
+def test_a_stale_alias_does_not_stand_in_for_what_the_network_runs(tmp_path: Path, fakes, what: str) -> None:
+    state = fakes.stale(fakes.residual_unet())
+    block = "encoder.stages.1.blocks.1.conv2"
+    run = state.pop(f"{block}.all_modules.0.weight")
+    if what == "missing":
+        message = f"key {block}.conv.weight: found no all_modules beside it, wanted it as for the rest of the encoder"
+    else:
+        state[f"{block}.all_modules.0.weight"] = run.to(torch.int32)
+        message = f"key {block}.all_modules.0.weight: found torch.int32, wanted floating numbers"
+    assert message in refused(fakes.save(tmp_path / "c.pth", state))
+
+
+def test_counters_beside_the_weights_are_passed_over(tmp_path: Path, fakes) -> None:
+    state = fakes.residual_unet() | {"projector.1.num_batches_tracked": torch.tensor(3)}
+    assert read_weights(fakes.save(tmp_path / "c.pth", state))
+
+
 def test_a_decoder_that_is_no_neck_here_is_left_out(tmp_path: Path, fakes) -> None:
     state = fakes.residual_unet()
     state["decoder.stages.0.convs.0.all_modules.0.weight"] = torch.zeros(2, 2, 3, 3, 3)  # no skip connection

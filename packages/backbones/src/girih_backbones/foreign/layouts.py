@@ -65,7 +65,8 @@ def split(state: State) -> Parts:
     """Sort the tensors of a state_dict into encoder, stems and the rest.
 
     Raises:
-        ValueError: no known structure is there, or two, or a tensor of the encoder is in none of them.
+        ValueError: no known structure is there, or two, or a tensor of the encoder is in none of them, or under an alias
+            only while others are listed in `all_modules`.
     """
     family = _family(state)
     kind: Kind = "ResidualEncoder" if family == "residual" else "PlainEncoder"
@@ -98,6 +99,11 @@ def split(state: State) -> Parts:
                 f"key {state.key(name)}: found a second tensor for {place}, the first is {parts.keys[place]}"
             )
         parts.encoder[place], parts.keys[place] = tensor, state.key(name)
+    alone = [key for key in parts.keys.values() if ".all_modules." not in key]
+    if alone and len(alone) < len(parts.keys):  # it may be stale, as the aliases of S3D are
+        raise ValueError(
+            f"key {alone[0]}: found no all_modules beside it, wanted it as for the rest of the encoder, as it is run"
+        )
     return parts
 
 
