@@ -95,8 +95,8 @@ def check_state(name: str, state: object) -> dict[str, Tensor]:
     """Return the dense tensors of floating numbers in `state`, a dictionary of tensors; `name` is for messages.
 
     Raises:
-        ValueError: names the first entry that is no tensor, weights of whole numbers, or a tensor larger than the values
-            it has in the file.
+        ValueError: names the first entry that is no tensor, weights of whole numbers, or a tensor larger than the
+            values it has in the file.
     """
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"{name}: found {type(state).__name__} of no entries, wanted a dictionary of tensors")

@@ -340,6 +340,19 @@ def test_a_plan_that_contradicts_is_refused(tmp_path: Path, fakes, name: Any, kw
     assert message in refused(path)
 
 
+@pytest.mark.parametrize("steps", [[(1, 1, 1), (1, 1, 1), (2, 2, 2)], [(1, 1, 1), (2, 2, 2), (2, 2, 2)]])
+def test_a_step_that_contradicts_the_skip_of_its_stage_is_refused(tmp_path: Path, fakes, steps: list) -> None:
+    pools = steps[1] == (1, 1, 1)  # whether the network does
+    real = [(1, 1, 1), (2, 2, 2) if pools else (1, 1, 1), (2, 2, 2)]
+    state = fakes.residual_unet(channels=(2, 3, 4), blocks=(1, 1, 1), steps=real)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith("decoder.")}
+    plan = fakes.adaptation_plan(kwargs=fakes.arch_kwargs(channels=(2, 3, 4), blocks=(1, 1, 1), steps=steps))
+    found = refused(fakes.save(tmp_path / "c.pth", state, plan=plan))
+    key = f"encoder.stages.1.blocks.0.skip.{int(pools)}.all_modules.0.weight"
+    assert f"arch_kwargs: found downsampling {steps[1]} of stage 1, the tensors " in found
+    assert f"{'pool' if pools else 'do not pool'} (key {key})" in found
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,6 +92,16 @@ def _check_agreement(told: Architecture, parts: Parts, shapes: Shapes) -> None:
         if found != wanted:
             key = _first_different(parts, what, found, wanted)
             raise ValueError(f"{told.where}: found {what} {found}, the tensors have {wanted}{key}")
+    for stage, step in enumerate(told.steps):
+        pools = parts.pooled.get(stage, step != (1, 1, 1))
+        if pools != (step != (1, 1, 1)):
+            key = next(
+                key for name, key in parts.keys.items() if name.startswith(f"stages.{stage}.") and ".skip." in name
+            )
+            raise ValueError(
+                f"{told.where}: found downsampling {step} of stage {stage}, the tensors "
+                f"{'pool' if pools else 'do not pool'} (key {key})"
+            )
 
 
 def _first_different(parts: Parts, what: str, found: Any, wanted: Any) -> str:

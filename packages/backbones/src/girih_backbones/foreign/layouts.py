@@ -65,7 +65,7 @@ def split(state: State) -> Parts:
     """Sort the tensors of a state_dict into encoder, stems and the rest.
 
     Raises:
-        ValueError: no known structure is there, or two, or a tensor of the encoder is in none of them, or under an alias
+        ValueError: no known structure is there, or two, or a tensor of the encoder is in none of them, or has an alias
             only while others are listed in `all_modules`.
     """
     family = _family(state)
