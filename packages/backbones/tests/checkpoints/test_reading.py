@@ -429,6 +429,45 @@ def test_conv_backbone_with_multitalents_plan(tmp_path: Path, fakes) -> None:
     assert torch.equal(weights.tensors["neck.out.0.bias"], state["decoder.out.P0.0.conv.bias"])
 
 
+def transfer_plan(encoder: str, stem: str, **more: Any) -> dict[str, Any]:
+    """The plan that nnDetection's fine-tuning writes: where the tensors are, and not what they make."""
+    return {"key_to_encoder": encoder, "key_to_stem": stem, "keys_to_in_proj": [], **more}
+
+
+def test_a_plan_without_an_architecture_leaves_it_to_the_tensors(tmp_path: Path, fakes) -> None:
+    state = fakes.residual_unet()
+    plan = transfer_plan("encoder.stages", "encoder.stem", pretrain_num_input_channels=1)
+    encoder, weights = read(fakes.save(tmp_path / "c.pth", state, plan=plan))
+    assert equal(features(encoder), features(filled(ResidualEncoder(1, channels=(2, 4), blocks=(1, 2)), state)))
+    assert any(note.startswith("the plan names no architecture: stages, channels") for note in weights.header["notes"])
+
+
+@pytest.mark.parametrize("place", ["backbone.", "encoder.encoder.", "model.backbone.", "net.0.", ""])
+@pytest.mark.parametrize("stem", ["stem", "stem.004"])
+def test_the_plan_says_where_the_encoder_is(tmp_path: Path, fakes, place: str, stem: str) -> None:
+    state = fakes.residual_unet(2, stems=None if stem == "stem" else {"004": 2, "351_0": 1})
+    state = {key: tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    moved = {f"{place}{key.removeprefix('encoder.')}": tensor for key, tensor in state.items()}
+    plan = transfer_plan(f"{place}stages", f"{place}{stem}")
+    path = fakes.save(tmp_path / "c.pth", moved | {"head.conv.weight": torch.zeros(1)}, plan=plan)
+    weights, usual = read_weights(path), read_weights(fakes.save(tmp_path / "u.pth", state))
+    assert weights.header["in_channels"] == 2
+    assert weights.header["stems"] == usual.header["stems"]
+    assert torch.equal(
+        weights.tensors["encoder.stem.conv.weight"], state[f"encoder.{stem}.convs.0.all_modules.0.weight"]
+    )
+    for name, tensor in usual.tensors.items():
+        assert name.startswith("encoder.stem.") or torch.equal(weights.tensors[name], tensor)
+
+
+def test_a_plan_finds_a_plain_encoder_with_the_stem_inside(tmp_path: Path, fakes) -> None:
+    state = {key: tensor for key, tensor in fakes.plain_unet().items() if key.startswith("encoder.")}
+    moved = {key.replace("encoder.", "backbone.", 1): tensor for key, tensor in state.items()}
+    plan = transfer_plan("backbone.stages", "backbone.stages.0")
+    tensors = read_weights(fakes.save(tmp_path / "c.pth", moved, plan=plan)).tensors
+    assert torch.equal(tensors["encoder.stem.conv.weight"], state["encoder.stages.0.0.convs.0.conv.weight"])
+
+
 def test_a_detector_of_nndetection_v2(tmp_path: Path, fakes) -> None:
     state = fakes.conv_backbone()
     detector = {f"model.{key.replace('decoder', 'neck', 1)}": tensor for key, tensor in state.items()}

@@ -263,6 +263,18 @@ def test_counters_beside_the_weights_are_passed_over(tmp_path: Path, fakes) -> N
     assert read_weights(fakes.save(tmp_path / "c.pth", state))
 
 
+def test_a_plan_that_says_nothing_of_the_encoder_is_refused(tmp_path: Path, fakes) -> None:
+    message = "nnssl_adaptation_plan.architecture_plans: not found, nor key_to_encoder; wanted one of them"
+    assert message in refused(fakes.save(tmp_path / "c.pth", fakes.residual_unet(), plan={"pretrain_plan": None}))
+
+
+def test_two_encoders_are_not_mixed(tmp_path: Path, fakes) -> None:
+    state = fakes.residual_unet()
+    state |= {k.replace("encoder.", "backbone.", 1): v for k, v in state.items() if k.startswith("encoder.stages.")}
+    plan = {"key_to_encoder": "backbone.stages", "key_to_stem": "encoder.stem"}
+    assert "found a second tensor for encoder.stages.0" in refused(fakes.save(tmp_path / "c.pth", state, plan=plan))
+
+
 def test_a_decoder_that_is_no_neck_here_is_left_out(tmp_path: Path, fakes) -> None:
     state = fakes.residual_unet()
     state["decoder.stages.0.convs.0.all_modules.0.weight"] = torch.zeros(2, 2, 3, 3, 3)  # no skip connection

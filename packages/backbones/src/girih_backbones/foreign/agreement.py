@@ -31,7 +31,7 @@ def check_keys(plan: Plan, raw: Mapping[str, Tensor]) -> None:
 
 
 def agreed_architecture(parts: Parts, shapes: Shapes, plan: Plan | None, notes: list[str]) -> Architecture:
-    """Return the encoder that tensors and plan agree on; without a plan, what the tensors tell, which is noted.
+    """Return the encoder that tensors and plan agree on; if no plan tells, that of the tensors, which is noted.
 
     Raises:
         ValueError: the plan contradicts the tensors.
@@ -58,7 +58,8 @@ def agreed_architecture(parts: Parts, shapes: Shapes, plan: Plan | None, notes: 
         notes.append(
             "downsampling is that of the decoder's transposed convolutions; of the first stage it is taken as 1"
         )
-    notes.append(f"no plan: stages, channels and kernels are those of the tensors, in the structure of {parts.family}")
+    why = "no plan" if plan is None else "the plan names no architecture"
+    notes.append(f"{why}: stages, channels and kernels are those of the tensors, in the structure of {parts.family}")
     relu = parts.family == "nnDetection v0.1"
     if parts.kind == "PlainEncoder":
         notes.append(f"activation {'ReLU' if relu else 'LeakyReLU'} as {parts.family} has it; no tensor tells")

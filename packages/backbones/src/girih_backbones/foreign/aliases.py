@@ -17,6 +17,7 @@ COPIES = "decoder.encoder."  # the decoder's reference to the encoder; stale in 
 # convolutions replaces both entries separately, so that in S3D the other ones keep their first values.
 _LISTED = re.compile(r"(.+\.)all_modules\.([01])\.(weight|bias)")
 _LEAVES = ("conv", "norm")
+_STEM = re.compile(r"((?:.+\.)?stem)(?:\.[^.]+)?")  # where the stems are, and the dataset of one
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,30 @@ def without_aliases(state: Mapping[str, Tensor]) -> State:
     return State(
         {name: tensor for name, (_, tensor) in both.items()}, {name: key for name, (key, _) in both.items()}, notes
     )
+
+
+def under_usual_names(state: State, key_to_encoder: str | None, key_to_stem: str | None) -> State:
+    """Put the stages and the stem that a plan points to under `encoder.stages` and `encoder.stem`.
+
+    A stem inside the stages, and one of a dataset (`<place>.stem.<dataset>`), keep their places there.
+
+    Raises:
+        ValueError: the file has another tensor of that name.
+    """
+    moves: list[tuple[re.Pattern[str], str]] = []
+    if key_to_encoder is not None:
+        moves.append((re.compile(rf"{re.escape(_unwrapped(key_to_encoder))}\.(\d+\..+)"), "encoder.stages"))
+    stem = _STEM.fullmatch(_unwrapped(key_to_stem or ""))
+    if stem is not None:
+        moves.append((re.compile(rf"{re.escape(stem[1])}\.((?:[^.]+\.)?convs\.0\..+)"), "encoder.stem"))
+    tensors: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    for name, tensor in state.tensors.items():
+        moved = next((f"{to}.{match[1]}" for begins, to in moves if (match := begins.fullmatch(name))), name)
+        if moved in tensors:
+            raise ValueError(f"key {state.key(name)}: found a second tensor for {moved}, the first is {keys[moved]}")
+        tensors[moved], keys[moved] = tensor, state.key(name)
+    return State(tensors, keys, state.notes)
 
 
 def _unwrapped(key: str) -> str:

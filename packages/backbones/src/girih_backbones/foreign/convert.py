@@ -12,7 +12,7 @@ from girih_backbones.checkpoint import check_state
 from girih_backbones.described import preset_of
 from girih_backbones.descriptions import preset
 from girih_backbones.foreign.agreement import agreed_architecture, check_keys
-from girih_backbones.foreign.aliases import without_aliases
+from girih_backbones.foreign.aliases import under_usual_names, without_aliases
 from girih_backbones.foreign.layouts import Parts, split
 from girih_backbones.foreign.necks import read_neck
 from girih_backbones.foreign.plans import Plan, plain, read_adaptation_plan, read_nnunet_plan
@@ -42,8 +42,10 @@ def convert(
     """
     holder, raw = _state(content)
     state = without_aliases(check_state(holder, raw))
-    parts = split(state)
     plan = _plan(content, beside)
+    if plan is not None:
+        state = under_usual_names(state, plan.key_to_encoder, plan.key_to_stem)
+    parts = split(state)
     shapes = read_shapes(parts)
     notes = list(state.notes)
     if plan is not None:

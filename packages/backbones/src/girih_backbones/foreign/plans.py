@@ -50,19 +50,18 @@ class Plan:
 def read_adaptation_plan(plan: object, where: str) -> Plan:
     """Return the fields of the plan that nnssl writes into, or beside, a checkpoint.
 
+    nnDetection's fine-tuning writes a shorter one, which names the encoder's keys and not its architecture.
+
     Raises:
-        ValueError: the plan is no object, names an architecture that is not known here, or a field is of another kind.
+        ValueError: the plan is no object, names an architecture that is not known here, or neither one nor the
+            encoder's keys, or a field is of another kind.
     """
     plan = _object(plain(plan, where), where)
-    architecture_plans = _object(plan.get("architecture_plans"), f"{where}.architecture_plans")
-    at = f"{where}.architecture_plans.arch_class_name"
-    name = known_name(architecture_plans.get("arch_class_name"), at)
-    kwargs = architecture_plans.get("arch_kwargs")
-    if kwargs is None:  # the name is the whole description
-        architecture = from_preset(name, at)
-    else:
-        at = f"{where}.architecture_plans.arch_kwargs"
-        architecture = from_arch_kwargs(name, _object(kwargs, at), at)
+    architecture = None
+    if "architecture_plans" in plan:
+        architecture = _architecture(_object(plan["architecture_plans"], f"{where}.architecture_plans"), where)
+    elif "key_to_encoder" not in plan:
+        raise ValueError(f"{where}.architecture_plans: not found, nor key_to_encoder; wanted one of them")
     counts = {name: plan.get(name) for name in ("pretrain_num_input_channels", "pretrained_n_stages")}
     for name, number in counts.items():
         if number is not None and not is_count(number):
@@ -129,6 +128,17 @@ def read_nnunet_plan(init_args: Mapping[str, Any], where: str) -> Plan:
         notes=notes,
         **settings,
     )
+
+
+def _architecture(architecture_plans: Mapping[str, Any], where: str) -> Architecture:
+    """Return the encoder that an adaptation plan names."""
+    at = f"{where}.architecture_plans.arch_class_name"
+    name = known_name(architecture_plans.get("arch_class_name"), at)
+    kwargs = architecture_plans.get("arch_kwargs")
+    if kwargs is None:  # the name is the whole description
+        return from_preset(name, at)
+    at = f"{where}.architecture_plans.arch_kwargs"
+    return from_arch_kwargs(name, _object(kwargs, at), at)
 
 
 def _inherited(configurations: Mapping[str, Any], label: object, where: str) -> dict[str, Any]:
