@@ -62,7 +62,9 @@ def test_convert_names_the_default_stem_and_what_stays_behind(tmp_path: Path, ca
     neck = UNetDecoder(encoder.channels, encoder.strides)
     save_weights(tmp_path / "w.safetensors", encoder=encoder, neck=neck, stems={"mr": make_stem(encoder, 4)})
     assert main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "c.pth"), "--stem", "mr"]) == 0
-    assert "left out, as nnU-Net's structure has no place for them: neck.fuse.0.conv.bias, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "left out, as nnU-Net's structure has no place for them: encoder.stem.conv.bias, " in out
+    assert "neck.fuse.0.conv.bias" in out
     assert read_weights(tmp_path / "c.pth").header["in_channels"] == 4
     assert "stem: found none, wanted one of ['mr']" in failed(
         capsys, "convert", str(tmp_path / "w.safetensors"), str(tmp_path / "d.pth")

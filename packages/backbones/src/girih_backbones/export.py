@@ -64,7 +64,7 @@ def export_nnunet(path: str | Path, weights: Weights, *, stem: str | None = None
             continue
         for alias in _aliases(foreign):
             network[alias] = tensor
-    if default is not None:
+    if default is not None and _is_own_stem(weights, default):
         left = [name for name in left if not name.startswith("encoder.stem.")]  # written as the dataset's
     if with_decoder:
         network.update({f"decoder.{k}": v for k, v in list(network.items()) if k.startswith("encoder.")})
@@ -81,12 +81,17 @@ def _default_stem(weights: Weights, stem: str | None) -> str | None:
         return stem
     if not datasets:
         return None
-    own = {name.removeprefix("encoder."): t for name, t in weights.tensors.items() if name.startswith("encoder.stem.")}
     for dataset in datasets:
-        other = {name: weights.tensors.get(name.replace("stem.", f"stems.{dataset}.", 1)) for name in own}
-        if all(t is not None and t.shape == own[name].shape and torch.equal(t, own[name]) for name, t in other.items()):
+        if _is_own_stem(weights, dataset):
             return dataset
     raise ValueError(f"stem: found none, wanted one of {datasets}; the encoder's own stem is that of no dataset")
+
+
+def _is_own_stem(weights: Weights, dataset: str) -> bool:
+    """Whether the encoder's own stem equals that of a dataset."""
+    own = {name.removeprefix("encoder."): t for name, t in weights.tensors.items() if name.startswith("encoder.stem.")}
+    other = {name: weights.tensors.get(name.replace("stem.", f"stems.{dataset}.", 1)) for name in own}
+    return all(t is not None and t.shape == own[name].shape and torch.equal(t, own[name]) for name, t in other.items())
 
 
 def _is_nnunet_decoder(neck: Description, encoder: Description) -> bool:

@@ -141,6 +141,15 @@ def test_stems_are_written_as_multitalent_does(tmp_path: Path, encoder: Encoder)
     assert torch.equal(other.tensors["encoder.stem.conv.weight"], stems["mr-4"].conv.weight)
 
 
+def test_an_own_stem_that_is_no_datasets_is_named_as_left_out(tmp_path: Path) -> None:
+    encoder = ENCODERS[0]
+    stems = {name: drawn(make_stem(encoder, n)) for name, n in (("a", 1), ("b", 2))}
+    weights = saved(tmp_path / "w.safetensors", encoder, stems=stems)
+    own = {f"encoder.stem.{name}" for name in encoder.stem.state_dict()}
+    for stem in stems:
+        assert set(export_nnunet(tmp_path / "c.pth", weights, stem=stem)) == own
+
+
 def test_the_default_stem_is_not_guessed(tmp_path: Path) -> None:
     encoder = ENCODERS[0]
     weights = saved(tmp_path / "w.safetensors", encoder, stems={"a": drawn(make_stem(encoder, 1))})
