@@ -6,6 +6,7 @@ from torch import nn
 
 from girih_backbones import (
     DatasetStems,
+    Encoder,
     PlainEncoder,
     ResidualEncoder,
     load_weights,
@@ -59,6 +60,13 @@ def test_tensors_are_named_by_the_dataset_and_go_to_a_file_and_back(tmp_path: Pa
 def test_a_name_that_no_tensor_can_have_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"dataset: found {name!r}, wanted another name"):
         make_stems(tiny(), {name: 1})
+
+
+@pytest.mark.parametrize("encoder", [tiny(), PlainEncoder(1, channels=(3, 4), convs=(1, 1))], ids=["residual", "plain"])
+@pytest.mark.parametrize("channels", [0, -1, 10**30])
+def test_a_stem_for_no_number_of_channels_is_refused(encoder: Encoder, channels: int) -> None:
+    with pytest.raises(ValueError, match="in_channels: found"):
+        make_stems(encoder, {"a": channels})
 
 
 def test_what_does_not_fit_is_refused() -> None:

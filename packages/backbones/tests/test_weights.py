@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from girih_backbones import (
     save_weights,
     write_weights,
 )
+from girih_backbones.cli import main
 
 NORMALISATION = {"scheme": "ct", "clip": [-1000.0, 400.0], "mean": [-300.0], "std": [250.0]}
 
@@ -282,6 +284,23 @@ def test_an_unknown_field_is_ignored(path: Path, rewrite) -> None:
 def test_a_description_that_contradicts_the_tensors_is_refused(path: Path, rewrite, kwargs: dict, message: str) -> None:
     rewrite(path, lambda header, tensors: header["encoder"]["kwargs"].update(kwargs))
     assert message in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.update(stems={"a": 2**62}), "in_channels: found (4611686018427387904,), wanted 1 to"),
+        (
+            lambda header: header["encoder"]["kwargs"].update(kernels=[[2**20 - 1] * 3] * 2, channels=[2**20] * 2),
+            "header: describes a network that cannot be built",
+        ),
+    ],
+)
+def test_numbers_that_no_tensor_has_are_refused(path: Path, rewrite, capsys, change: Any, message: str) -> None:
+    rewrite(path, lambda header, tensors: change(header))
+    assert message in refused(path)
+    assert main(["inspect", str(path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_architecture_is_refused(path: Path, rewrite) -> None:

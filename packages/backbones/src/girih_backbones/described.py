@@ -23,12 +23,17 @@ def check_tensors(tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
     """Compare names, shapes, kinds and values with the network of the header, built without memory.
 
     Raises:
-        ValueError: names the first tensor that is missing, not described, of another shape or type, or not finite.
+        ValueError: no such network can be; or names the first tensor that is missing, not described, of another shape
+            or type, or not finite.
     """
-    with torch.device("meta"):
-        encoder = make_encoder(header["encoder"], header["in_channels"])
-        neck = None if header["neck"] is None else make_neck(header["neck"], encoder)
-        stems = {name: make_stem(encoder, channels) for name, channels in header["stems"].items()}
+    try:
+        with torch.device("meta"):
+            encoder = make_encoder(header["encoder"], header["in_channels"])
+            neck = None if header["neck"] is None else make_neck(header["neck"], encoder)
+            stems = {name: make_stem(encoder, channels) for name, channels in header["stems"].items()}
+    except RuntimeError as error:  # a tensor of more elements than a number of 64 bits counts
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"header: describes a network that cannot be built: {first}") from error
     wanted = {
         f"{prefix}.{name}": tuple(tensor.shape)
         for prefix, module in named_parts(encoder, neck, stems).items()

@@ -89,7 +89,11 @@ def make_neck(description: Description, encoder: Encoder) -> UNetDecoder | UFPN:
 
 
 def make_stem(encoder: Encoder, in_channels: int) -> nn.Module:
-    """Return a freshly initialised stem of the encoder's kind for images of `in_channels` channels."""
+    """Return a freshly initialised stem of the encoder's kind for images of `in_channels` channels.
+
+    Raises:
+        ValueError: `in_channels` is not a positive whole number.
+    """
     return encoder.new_stem(in_channels)
 
 

@@ -35,7 +35,11 @@ class Encoder(Checkpointable, ABC):
 
     @abstractmethod
     def new_stem(self, in_channels: int) -> nn.Module:
-        """Return a freshly initialised stem for images of `in_channels` channels; the encoder is not changed."""
+        """Return a freshly initialised stem for images of `in_channels` channels; the encoder is not changed.
+
+        Raises:
+            ValueError: `in_channels` is not a positive whole number.
+        """
 
     def forward(self, x: Float[Tensor, "n c z y x"]) -> list[Tensor]:
         """Return the map of every stage, (n, channels[i], z / strides[i][0], y / strides[i][1], x / strides[i][2]).

@@ -72,6 +72,7 @@ class ResidualEncoder(Encoder):
 
     def new_stem(self, in_channels: int) -> nn.Module:
         """Return a freshly initialised stem for images of `in_channels` channels; the encoder is not changed."""
+        (in_channels,) = positive_integers("in_channels", (in_channels,))
         stem = ConvUnit(in_channels, self.channels[0], kernel=self._stem_kernel)
         initialise(stem, self._init)
         return stem

@@ -46,7 +46,8 @@ def make_stems(encoder: Encoder, channels: Mapping[str, int]) -> DatasetStems:
     """Return a freshly initialised stem of the encoder's kind for every dataset and its number of channels.
 
     Raises:
-        ValueError: a name that cannot be part of the name of a tensor: empty, with a dot, or a method's.
+        ValueError: a name that cannot be part of the name of a tensor: empty, with a dot, or a method's; or a number of
+            channels that is not a positive whole one.
     """
     stems = DatasetStems()
     for name, in_channels in channels.items():
