@@ -496,6 +496,7 @@ def test_retina_unet_of_v01_has_relu_and_no_bias(tmp_path: Path, fakes) -> None:
     ("changes", "normalisation"),
     [
         ({"masked": (True,)}, {"scheme": "zscore_mask", "clip": None, "mean": None, "std": None}),
+        ({"masked": None}, None),
         ({"masked": False}, {"scheme": "zscore", "clip": None, "mean": None, "std": None}),
         ({"schemes": ["NoNormalization"]}, {"scheme": "none", "clip": None, "mean": None, "std": None}),
         ({"schemes": ["RescaleTo01Normalization"]}, None),
@@ -517,6 +518,16 @@ def test_data_without_resampling_has_no_spacing(tmp_path: Path, fakes) -> None:
     header = read_weights(fakes.save(tmp_path / "c.pth", fakes.residual_unet(), plan=plan)).header
     assert header["spacing_zyx_mm"] is None
     assert header["patch_zyx"] == [192, 192, 192]
+
+
+def test_what_is_not_of_the_headers_kind_is_noted(tmp_path: Path, fakes) -> None:
+    init_args = fakes.nnunet_init_args(fakes.arch_kwargs(), "ResidualEncoderUNet")
+    init_args["plans"]["configurations"]["3d_fullres"] |= {"patch_size": [64, 64], "spacing": [1, -1, 1]}
+    init_args["dataset_json"]["channel_names"] = {"0": "CT", "1": "PET"}
+    header = read_weights(fakes.save(tmp_path / "c.pth", fakes.residual_unet(), init_args=init_args)).header
+    assert [header[field] for field in ("patch_zyx", "spacing_zyx_mm", "modality")] == [None] * 3
+    for note in ("patch not kept: [64, 64]", "spacing not kept: [1, -1, 1]", "modality not kept: ['CT', 'PET']"):
+        assert note in header["notes"]
 
 
 def test_transposed_axes_are_noted(tmp_path: Path, fakes) -> None:

@@ -121,6 +121,8 @@ def read_nnunet_plan(init_args: Mapping[str, Any], where: str) -> Plan:
     channels = plain(channels, f"{where}.dataset_json.channel_names")
     modalities = list(channels.values()) if isinstance(channels, dict) else []
     one = modalities[0] if modalities and all(modality == modalities[0] for modality in modalities) else None
+    if modalities and one is None:
+        notes.append(f"modality not kept: {short(modalities)}")
     return Plan(
         f"{where}.plans",
         architecture,
@@ -161,11 +163,14 @@ def _settings(configuration: Mapping[str, Any], plans: Mapping[str, Any], notes:
     transpose = plans.get("transpose_forward")
     if transpose is not None and _listed(transpose) != [0, 1, 2]:
         notes.append(f"axes were transposed to {_listed(transpose)}: patch, spacing and kernels are in that order")
+    has_patch = list_of(is_count, 3)(patch)
+    has_spacing = list_of(lambda s: is_number(s) and s > 0, 3)(spacing)
+    for kept, what, told in ((has_patch, "patch", "patch_size"), (has_spacing, "spacing", "spacing")):
+        if not kept and configuration.get(told) is not None:
+            notes.append(f"{what} not kept: {short(configuration[told])}")
     return {
-        "patch_zyx": patch if list_of(is_count, 3)(patch) else None,
-        "spacing_zyx_mm": (
-            [float(s) for s in spacing] if spacing and list_of(lambda s: is_number(s) and s > 0, 3)(spacing) else None
-        ),
+        "patch_zyx": patch if has_patch else None,
+        "spacing_zyx_mm": [float(s) for s in spacing or ()] if has_spacing else None,
         "normalisation": _normalisation(configuration, plans, notes),
     }
 
@@ -176,7 +181,7 @@ def _normalisation(
     """Return the one scheme of all channels in this package's terms, or None."""
     schemes = _listed(configuration.get("normalization_schemes")) or []
     masked = configuration.get("use_mask_for_norm")
-    masks = {bool(mask) for mask in (_listed(masked) if isinstance(masked, list | tuple) else [masked]) or []}
+    masks = {bool(mask) for mask in _listed(masked) or ([] if masked is None else [masked])}
     nothing: dict[str, Any] = {"clip": None, "mean": None, "std": None}
     kinds = {str(scheme) for scheme in schemes}
     if kinds == {"ZScoreNormalization"} and len(masks) == 1:
