@@ -138,6 +138,23 @@ def test_what_cannot_be_adapted_is_refused() -> None:
         add_lora(encoder)
 
 
+def test_a_grouped_convolution_is_refused_before_anything_changes() -> None:
+    layers = nn.Sequential(nn.Conv3d(4, 4, 1), nn.Conv3d(4, 4, 3, groups=2))
+    names = list(layers.state_dict())
+    with pytest.raises(ValueError, match="1: found a convolution of 2 groups, wanted 1"):
+        add_lora(layers)
+    assert list(layers.state_dict()) == names
+    assert add_lora(layers, targets=["0"]) == ["0"]
+
+
+def test_a_merged_model_is_adapted_again_without_a_warning() -> None:
+    encoder = anisotropic()
+    for _ in range(2):  # peft warns of a second adapter, and warnings are errors here
+        add_lora(encoder, rank=1)
+        merge_lora(encoder)
+    assert not hasattr(encoder, "peft_config")
+
+
 def test_an_adapted_encoder_is_not_written_as_a_plain_one(tmp_path: Path) -> None:
     encoder = anisotropic()
     add_lora(encoder, rank=1)

@@ -32,7 +32,8 @@ def add_lora(
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: a pattern in `targets` matches no layer, one in `train` no parameter, or the model is adapted.
+        ValueError: a pattern in `targets` matches no layer, or a convolution of several groups, one in `train` no
+            parameter, or the model is adapted.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -44,6 +45,10 @@ def add_lora(
         raise ValueError(f"model: found a {type(model).__name__} that is adapted already, wanted merge_lora first")
     layers = {name: part for name, part in model.named_modules() if name and isinstance(part, nn.Conv3d | nn.Linear)}
     names = list(matching(layers, targets))
+    for name in names:
+        groups = getattr(layers[name], "groups", 1)
+        if groups != 1:  # B A has no groups: it could be trained and not merged
+            raise ValueError(f"{name}: found a convolution of {groups} groups, wanted 1")
     trained = matching(dict(model.named_parameters()), train)
     whole_names = "|".join(re.escape(name) for name in names)  # a list would also match the ends of longer names
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules=whole_names)
@@ -69,6 +74,8 @@ def merge_lora(model: nn.Module) -> list[str]:
         with torch.no_grad():
             base.weight += _addition(layer)
         model.set_submodule(name, base)
+    if hasattr(model, "peft_config"):  # or peft warns of a second adapter the next time
+        del model.peft_config
     return list(adapted)
 
 
