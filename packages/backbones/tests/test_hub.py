@@ -155,6 +155,14 @@ def test_a_large_file_is_not_fetched(hub: Hub) -> None:
     assert hub.downloads == []
 
 
+def test_a_large_plan_is_not_fetched(hub: Hub, written: Path) -> None:
+    hub.put("checkpoint_final.pth", (written / "checkpoint_final.pth").read_bytes())
+    hub.put("adaptation_plan.json", bytes(2**20 + 1))
+    found = refused("hf://girih/encoders@main/checkpoint_final.pth")
+    assert "adaptation_plan.json: found 1048577 bytes, wanted at most 1048576" in found
+    assert not any("adaptation_plan" in line for line in hub.downloads)
+
+
 @pytest.mark.parametrize(
     ("identifier", "message"),
     [

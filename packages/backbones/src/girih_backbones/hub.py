@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from girih_backbones.checkpoint import MAX_PLAN_BYTES
+
 SCHEME = "hf://"
 PLAN = "adaptation_plan.json"
 
@@ -32,8 +34,8 @@ def fetch(identifier: str, *, max_bytes: int) -> Fetched:
     written %2F. A plan in the same folder comes along with a checkpoint.
 
     Raises:
-        ValueError: no such form, repository, revision or file; the file is larger than `max_bytes`; huggingface_hub is
-            not installed; the Hub cannot be reached and the file is not in the cache.
+        ValueError: no such form, repository, revision or file; the file is larger than `max_bytes`, or its plan
+            than any; huggingface_hub is not installed; the Hub cannot be reached and the file is not in the cache.
     """
     match = _IDENTIFIER.fullmatch(identifier)
     if match is None:
@@ -52,7 +54,11 @@ def fetch(identifier: str, *, max_bytes: int) -> Fetched:
         commit = path.parents[len(PurePosixPath(name).parts) - 1].name  # snapshots/<commit>/<name>
         if path.suffix != ".safetensors":
             with suppress(errors.EntryNotFoundError):  # the plan is inside the checkpoint, or there is none
-                hf_hub_download(repository, str(PurePosixPath(name).with_name(PLAN)), revision=commit)
+                plan = str(PurePosixPath(name).with_name(PLAN))
+                info = hf_hub_download(repository, plan, revision=commit, dry_run=True)
+                if info.file_size is not None and info.file_size > MAX_PLAN_BYTES:
+                    raise ValueError(f"{PLAN}: found {info.file_size} bytes, wanted at most {MAX_PLAN_BYTES}")
+                hf_hub_download(repository, plan, revision=commit)
     except errors.LocalEntryNotFoundError as error:
         raise ValueError("the Hub cannot be reached, and the file is not in the cache") from error
     except errors.GatedRepoError as error:
