@@ -69,7 +69,7 @@ def _convert(options: argparse.Namespace) -> int:
         left = export_nnunet(options.out, weights, stem=options.stem)
     else:
         write_weights(options.out, weights)
-    sys.stdout.write(f"{options.out}: {len(weights.tensors) - len(left)} tensors\n")
+    sys.stdout.write(f"{options.out}: {len(weights.tensors.keys() - set(left))} tensors\n")
     sys.stdout.write("".join(f"note: {line}\n" for line in weights.header.get("notes", ())))
     if left:
         sys.stdout.write(f"left out, as nnU-Net's structure has no place for them: {', '.join(left)}\n")

@@ -42,7 +42,7 @@ def export_nnunet(path: str | Path, weights: Weights, *, stem: str | None = None
             the encoder's.
 
     Returns:
-        The names of the tensors that the structure has no place for.
+        The names of the tensors, and of the numbers of the normalisation, that the structure has no place for.
 
     Raises:
         ValueError: the tensors are not what the header describes, or `stem` names no stem, or none is given and the
@@ -70,11 +70,13 @@ def export_nnunet(path: str | Path, weights: Weights, *, stem: str | None = None
         network.update({f"decoder.{k}": v for k, v in list(network.items()) if k.startswith("encoder.")})
     content = {"network_weights": network, "nnssl_adaptation_plan": _plan(header, default)}
     write_whole(Path(path), lambda aside: torch.save(content, aside))
-    return tuple(left)
+    return (*left, *(f"normalisation.{name}" for name in _numbers_left(header["normalisation"])))
 
 
 def _default_stem(weights: Weights, stem: str | None) -> str | None:
     datasets = sorted(weights.header["stems"])
+    if "convs" in datasets:
+        raise ValueError("stems: found the dataset 'convs', wanted another name: it is the stem's own list there")
     if stem is not None:
         if stem not in datasets:
             raise ValueError(f"stem: found {stem!r}, wanted one of the datasets of the weights: {datasets}")
@@ -194,6 +196,12 @@ def _plan(header: WeightsHeader, default: str | None) -> dict[str, Any]:
         "key_to_lpe": None,
         **_intensities(header["normalisation"], in_channels),
     }
+
+
+def _numbers_left(normalisation: Mapping[str, Any] | None) -> list[str]:
+    """Return which numbers of a normalisation are there and in no plan: only CT's have a place, all three together."""
+    there = [name for name in ("clip", "mean", "std") if normalisation and normalisation[name] is not None]
+    return [] if _intensities(normalisation, 1) else there
 
 
 def _intensities(normalisation: Mapping[str, Any] | None, channels: int) -> dict[str, Any]:

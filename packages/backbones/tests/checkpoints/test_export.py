@@ -24,6 +24,7 @@ from girih_backbones import (
     read_weights,
     save_weights,
 )
+from girih_backbones.cli import main
 
 TOLD: dict[str, Any] = {
     "patch_zyx": (16, 32, 32),
@@ -228,6 +229,26 @@ def test_normalisation_comes_back(tmp_path: Path, scheme: str) -> None:
     save_weights(tmp_path / "w.safetensors", encoder=ENCODERS[0], normalisation=normalisation)
     export_nnunet(tmp_path / "c.pth", read_weights(tmp_path / "w.safetensors"))
     assert read_weights(tmp_path / "c.pth").header["normalisation"] == normalisation
+
+
+def test_a_clip_that_the_scheme_has_no_place_for_is_named(tmp_path: Path, capsys) -> None:
+    normalisation = {"scheme": "zscore", "clip": [-5.0, 5.0], "mean": None, "std": None}
+    save_weights(tmp_path / "w.safetensors", encoder=ENCODERS[0], normalisation=normalisation)
+    weights = read_weights(tmp_path / "w.safetensors")
+    assert export_nnunet(tmp_path / "c.pth", weights) == ("normalisation.clip",)
+    assert main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "c.pth")]) == 0
+    assert f": {len(weights.tensors)} tensors\n" in capsys.readouterr().out
+    normalisation = {"scheme": "ct", "clip": None, "mean": [1.0], "std": [2.0]}  # nnU-Net has all three numbers or none
+    save_weights(tmp_path / "w.safetensors", encoder=ENCODERS[0], normalisation=normalisation)
+    left = export_nnunet(tmp_path / "c.pth", read_weights(tmp_path / "w.safetensors"))
+    assert left == ("normalisation.mean", "normalisation.std")
+
+
+def test_a_dataset_that_the_structure_cannot_name_is_refused(tmp_path: Path) -> None:
+    weights = saved(tmp_path / "w.safetensors", ENCODERS[0], stems={"convs": ENCODERS[0].stem})
+    with pytest.raises(ValueError, match="stems: found the dataset 'convs', wanted another name"):
+        export_nnunet(tmp_path / "c.pth", weights)
+    assert not (tmp_path / "c.pth").exists()
 
 
 def test_weights_that_are_not_as_described_are_not_written(tmp_path: Path) -> None:
