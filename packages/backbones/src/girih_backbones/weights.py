@@ -24,6 +24,7 @@ from girih_backbones.encoder import Encoder
 from girih_backbones.foreign import convert
 from girih_backbones.header import SCHEMA, check_header
 from girih_backbones.interfaces import WeightsHeader
+from girih_backbones.stems import image_channels
 from girih_backbones.writing import write_whole
 
 MAX_BYTES = 8 * 2**30  # of a weights file; ResEncL is 0.36 GB, with decoder, optimiser and a copy 1.6 GB
@@ -78,7 +79,7 @@ def save_weights(
         "encoder": describe(encoder),
         "neck": None if neck is None else describe(neck),
         "in_channels": encoder.in_channels,
-        "stems": {name: _image_channels(name, stem) for name, stem in stem_parts.items()},
+        "stems": {name: image_channels(stem) for name, stem in stem_parts.items()},
         "patch_zyx": patch_zyx,
         "spacing_zyx_mm": spacing_zyx_mm,
         "normalisation": normalisation,
@@ -156,13 +157,6 @@ def read_weights(path_or_id: str | Path, /, *, max_bytes: int = MAX_BYTES, sha25
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     return Weights(tensors, header, path)
-
-
-def _image_channels(name: str, stem: nn.Module) -> int:
-    for part in stem.modules():
-        if isinstance(part, nn.Conv3d):
-            return part.in_channels
-    raise ValueError(f"stems[{name!r}]: found {type(stem).__name__} without a 3D convolution, wanted a stem")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
