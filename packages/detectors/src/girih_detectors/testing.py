@@ -318,13 +318,17 @@ def _one_rank(rank: int, detector: Any, folder: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        images, targets = toy_batch((3, 0))
-        # spawned processes share the memory of the parameters; DDP wants its own
-        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(detector))
-        parallel(images[rank : rank + 1], targets[rank : rank + 1])["loss"].backward()
-        if rank == 0:
-            gradients = {name: p.grad.numpy() for name, p in parallel.module.named_parameters() if p.grad is not None}
-            np.savez(Path(folder) / "gradients.npz", **gradients)
+        _gradients_of_one_image(rank, detector, folder)
         dist.barrier()
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # nothing may hold it any more: threads that outlive it abort the process
+
+
+def _gradients_of_one_image(rank: int, detector: Any, folder: str) -> None:
+    images, targets = toy_batch((3, 0))
+    # spawned processes share the memory of the parameters; DDP wants its own
+    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(detector))
+    parallel(images[rank : rank + 1], targets[rank : rank + 1])["loss"].backward()
+    if rank == 0:
+        gradients = {name: p.grad.numpy() for name, p in parallel.module.named_parameters() if p.grad is not None}
+        np.savez(Path(folder) / "gradients.npz", **gradients)
