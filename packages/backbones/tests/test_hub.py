@@ -9,12 +9,11 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
 from girih_backbones import ResidualEncoder, WeightsError, export_nnunet, read_weights, save_weights
-
-huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed: extra `hub`")
 
 COMMITS = {"main": "a" * 40, "v1.0": "b" * 40, "refs/pr/1": "c" * 40}
 

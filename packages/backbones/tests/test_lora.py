@@ -19,8 +19,6 @@ from girih_backbones import (
     set_checkpointing,
 )
 
-pytest.importorskip("peft", reason="peft is not installed: extra `lora`")
-
 KERNELS = ((1, 3, 3), (3, 3, 3), (1, 1, 3))  # and 1x1x1, the projections of the skips
 
 

@@ -29,11 +29,12 @@ _OPERATIONS = {
 
 
 def export_nnunet(path: str | Path, weights: Weights, *, stem: str | None = None) -> tuple[str, ...]:
-    """Write weights as a checkpoint that nnU-Net v2, its nnssl branch and nnDetection's fine-tuning read.
+    """Write weights as a checkpoint in the structure of nnU-Net v2, with the plan that nnssl's descendants read.
 
     The file holds `network_weights` under dynamic-network-architectures' names, every alias included, and
     `nnssl_adaptation_plan`; only tensors and plain containers. A U-Net decoder goes along where that architecture has
-    the same; stems of datasets are written as MultiTalent does. It is written whole or not at all.
+    the same; without one, only what takes an encoder alone can use the file. Stems of datasets are written as
+    MultiTalent does. It is written whole or not at all.
 
     Args:
         path: the file, by custom `checkpoint_final.pth`.

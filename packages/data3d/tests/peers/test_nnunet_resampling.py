@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage import transform
 
 from girih_data3d import resample
 from girih_data3d.resampling import new_shape
-
-transform = pytest.importorskip("skimage.transform", reason="scikit-image is not installed: dependency group `peers`")
 
 LARGEST_DIFFERENCE = 2e-6
 """Of the volume's range; float32 resolves 1e-7 of it, scikit-image computes in float64."""

@@ -92,11 +92,11 @@ def check_losses_are_finite(make: Make) -> None:
     detector = _build(make)
     for objects in ((2, 3), (3, 0), (0, 0)):
         losses = detector(*toy_batch(objects))
-        assert "loss" in losses, f"`forward` returned {sorted(losses)}, wanted the key `loss`"
+        _require("loss" in losses, f"`forward` returned {sorted(losses)}, wanted the key `loss`")
         for name, value in losses.items():
-            assert value.shape == (), f"`{name}` has shape {tuple(value.shape)}"
-            assert bool(torch.isfinite(value)), f"objects {objects}: `{name}` is {value}"
-            assert value.requires_grad == (name == "loss"), f"`{name}`: requires_grad is {value.requires_grad}"
+            _require(value.shape == (), f"`{name}` has shape {tuple(value.shape)}")
+            _require(bool(torch.isfinite(value)), f"objects {objects}: `{name}` is {value}")
+            _require(value.requires_grad == (name == "loss"), f"`{name}`: requires_grad is {value.requires_grad}")
 
 
 def check_gradients_reach_every_parameter(make: Make) -> None:
@@ -105,8 +105,11 @@ def check_gradients_reach_every_parameter(make: Make) -> None:
         detector = _build(make)
         detector(*toy_batch(objects))["loss"].backward()
         for name, parameter in detector.named_parameters():
-            assert parameter.grad is not None, f"objects {objects}: no gradient at `{name}`"
-            assert bool(torch.isfinite(parameter.grad).all()), f"objects {objects}: gradient of `{name}` is not finite"
+            if parameter.grad is None:
+                raise AssertionError(f"objects {objects}: no gradient at `{name}`")
+            _require(
+                bool(torch.isfinite(parameter.grad).all()), f"objects {objects}: gradient of `{name}` is not finite"
+            )
 
 
 def check_detections_are_sorted_and_inside(make: Make) -> None:
@@ -119,7 +122,7 @@ def check_anisotropic_patch(make: Make) -> None:
     """A patch of three different sides and a pyramid with strides that differ per axis train and detect."""
     detector = _build(make, strides=((1, 1, 1), (1, 2, 2), (2, 4, 4)))
     images, targets = toy_batch((2, 1), shape=(8, 32, 24))
-    assert bool(torch.isfinite(detector(images, targets)["loss"])), "the loss is not finite"
+    _require(bool(torch.isfinite(detector(images, targets)["loss"])), "the loss is not finite")
     _check_detections(detector, images)
 
 
@@ -127,7 +130,7 @@ def check_one_and_four_channels(make: Make) -> None:
     """Images of one and of four channels fit; a wrong number raises ValueError."""
     for channels in (1, 4):
         detector = _build(make, in_channels=channels)
-        assert bool(torch.isfinite(detector(*toy_batch((1,), channels=channels))["loss"])), "the loss is not finite"
+        _require(bool(torch.isfinite(detector(*toy_batch((1,), channels=channels))["loss"])), "the loss is not finite")
         try:
             detector(*toy_batch((1,), channels=channels + 1))
         except ValueError:
@@ -152,8 +155,8 @@ def check_bad_targets_are_refused(make: Make) -> None:
             detector(images, targets)
         except ValueError as error:
             message = str(error)
-        assert "target 1" in message, f"{name}: wanted `target 1` in the error: {message}"
-        assert "row 2" in message, f"{name}: wanted `row 2` in the error: {message}"
+        _require("target 1" in message, f"{name}: wanted `target 1` in the error: {message}")
+        _require("row 2" in message, f"{name}: wanted `row 2` in the error: {message}")
 
 
 def check_state_round_trip(make: Make) -> None:
@@ -163,7 +166,7 @@ def check_state_round_trip(make: Make) -> None:
     images, _ = toy_batch((1,))
     with torch.no_grad():
         for i, (a, b) in enumerate(zip(first.tensors(images), second.tensors(images), strict=True)):
-            assert torch.equal(a, b), f"output {i} of `tensors` differs after load_state_dict"
+            _require(torch.equal(a, b), f"output {i} of `tensors` differs after load_state_dict")
 
 
 def check_bfloat16(make: Make) -> None:
@@ -175,9 +178,9 @@ def check_bfloat16(make: Make) -> None:
         half = detector(images, targets)["loss"]
         _check_detections(detector, images)
     half.backward()
-    assert half.dtype == torch.float32, f"the loss is {half.dtype}"
+    _require(half.dtype == torch.float32, f"the loss is {half.dtype}")
     found = float(half.detach())
-    assert abs(found - full) <= 0.1 * abs(full), f"loss {found} in bfloat16, {full} in float32"
+    _require(abs(found - full) <= 0.1 * abs(full), f"loss {found} in bfloat16, {full} in float32")
 
 
 def check_tensors_export(make: Make) -> None:
@@ -187,7 +190,9 @@ def check_tensors_export(make: Make) -> None:
     program = torch.export.export(_Tensors(detector), (images,))
     with torch.no_grad():
         for i, (a, b) in enumerate(zip(program.module()(images), detector.tensors(images), strict=True)):
-            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), f"output {i} differs by {float((a - b).abs().max()):.1e}"
+            _require(
+                torch.allclose(a, b, rtol=1e-4, atol=1e-5), f"output {i} differs by {float((a - b).abs().max()):.1e}"
+            )
 
 
 def check_overfits_one_image(make: Make) -> None:
@@ -216,9 +221,10 @@ def check_two_processes_equal_one(make: Make) -> None:
         with np.load(Path(folder) / "gradients.npz") as parallel:
             for name, parameter in detector.named_parameters():
                 wanted = parameter.grad
-                assert wanted is not None, f"no gradient at `{name}`"
+                if wanted is None:
+                    raise AssertionError(f"no gradient at `{name}`")
                 error = float((torch.from_numpy(parallel[name]) - wanted).norm() / wanted.norm().clamp(min=1e-6))
-                assert error < 1e-3, f"gradient of `{name}` differs by {error:.1e} (relative norm)"
+                _require(error < 1e-3, f"gradient of `{name}` differs by {error:.1e} (relative norm)")
 
 
 CHECKS = (
@@ -247,6 +253,12 @@ def check_detector(make: Make, checks: Sequence[Callable[[Make], None]] = CHECKS
             check(make)
         except AssertionError as error:
             raise AssertionError(f"{check.__name__}: {error}") from error
+
+
+def _require(held: bool, fault: str) -> None:
+    """Raise what an assert statement would, which `python -O` leaves out."""
+    if not held:
+        raise AssertionError(fault)
 
 
 class _Tensors(nn.Module):
@@ -279,19 +291,21 @@ def _unit(in_channels: int, out_channels: int, step: tuple[int, int, int]) -> nn
 
 def _check_detections(detector: Detector, images: Tensor) -> None:
     found = detector.detect(images)
-    assert len(found) == len(images), f"{len(found)} results for {len(images)} images"
+    _require(len(found) == len(images), f"{len(found)} results for {len(images)} images")
     limit = torch.tensor(images.shape[2:] * 2)
     for one in found:
         boxes, scores, labels = (torch.as_tensor(one[key]) for key in ("boxes", "scores", "labels"))
-        assert boxes.shape == (len(scores), 6), f"boxes have shape {tuple(boxes.shape)} for {len(scores)} scores"
-        assert labels.shape == scores.shape, f"{len(labels)} labels for {len(scores)} scores"
-        assert (boxes.dtype, scores.dtype, labels.dtype) == (torch.float32, torch.float32, torch.int64), "wrong dtype"
-        assert not any(x.requires_grad for x in (boxes, scores)), "detections carry a gradient"
-        assert bool((scores[1:] <= scores[:-1]).all()), "scores do not descend"
-        assert bool(((scores >= 0) & (scores <= 1)).all()), "a score lies outside [0, 1]"
-        assert bool(((boxes >= 0) & (boxes <= limit)).all()), "a box reaches out of the image"
-        assert bool((boxes[:, :3] <= boxes[:, 3:]).all()), "a box is inverted"
-        assert bool(((labels >= 0) & (labels < len(detector.classes))).all()), "a label has no class"
+        _require(boxes.shape == (len(scores), 6), f"boxes have shape {tuple(boxes.shape)} for {len(scores)} scores")
+        _require(labels.shape == scores.shape, f"{len(labels)} labels for {len(scores)} scores")
+        _require(
+            (boxes.dtype, scores.dtype, labels.dtype) == (torch.float32, torch.float32, torch.int64), "wrong dtype"
+        )
+        _require(not any(x.requires_grad for x in (boxes, scores)), "detections carry a gradient")
+        _require(bool((scores[1:] <= scores[:-1]).all()), "scores do not descend")
+        _require(bool(((scores >= 0) & (scores <= 1)).all()), "a score lies outside [0, 1]")
+        _require(bool(((boxes >= 0) & (boxes <= limit)).all()), "a box reaches out of the image")
+        _require(bool((boxes[:, :3] <= boxes[:, 3:]).all()), "a box is inverted")
+        _require(bool(((labels >= 0) & (labels < len(detector.classes))).all()), "a label has no class")
 
 
 def _mismatch(detector: Detector, image: Tensor, target: Target) -> str:
