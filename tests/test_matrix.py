@@ -91,6 +91,24 @@ def test_weights_of_another_architecture_change_nothing(tmp_path: Path) -> None:
     assert all(tensor.equal(before[key]) for key, tensor in detector.state_dict().items())
 
 
+def test_weights_of_an_isotropic_encoder_in_an_anisotropic_one(tmp_path: Path) -> None:
+    weights = tmp_path / "encoder.safetensors"
+    residual = ENCODERS["residual"]
+    source = girih_backbones.make_encoder(residual, 1)
+    girih_backbones.save_weights(weights, encoder=source)
+    stages = len(residual["kwargs"]["channels"])
+    flat = {**residual, "kwargs": {**residual["kwargs"], "kernels": [[1, 3, 3]] + [[3, 3, 3]] * (stages - 1)}}
+    plan = replace(plan_with("residual"), encoder=flat)
+    detector = make_detector(plan, in_channels=1, classes=("ball",), segmentation=False, seed=0)
+    given = (detector, girih_backbones.read_weights(weights), PrepareSpec(), PATCH)
+    with pytest.raises(girih_backbones.TransferError, match="average_kernels"):
+        initialise(*given, stem="exact", allow=())
+    report, _ = initialise(*given, stem="exact", allow=(), average_kernels=True)
+    assert report.counts["reshaped"] > 0
+    mean = source.state_dict()["stem.conv.weight"].mean(2, keepdim=True)
+    torch.testing.assert_close(detector.pyramid.encoder.state_dict()["stem.conv.weight"], mean)
+
+
 def parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

@@ -75,6 +75,8 @@ def initialise(
     *,
     stem: str,
     allow: tuple[str, ...],
+    skip_deeper: bool = False,
+    average_kernels: bool = False,
 ) -> tuple[girih_backbones.TransferReport, list[str]]:
     """Load a pre-trained encoder into a detector; return the report and what the user should be warned of.
 
@@ -82,7 +84,9 @@ def initialise(
         ValueError: an expected tensor was not loaded and no pattern in `allow` matches it.
     """
     pyramid: Any = detector.pyramid
-    report = girih_backbones.load_weights(pyramid.encoder, weights, stem=stem, allow=allow)
+    report = girih_backbones.load_weights(
+        pyramid.encoder, weights, stem=stem, allow=allow, skip_deeper=skip_deeper, average_kernels=average_kernels
+    )
     warnings, changed = list(report.differences), []
     for name, now in (("normalisation", spec.record), ("spacing_zyx_mm", spec.target_zyx_mm), ("patch_zyx", patch_zyx)):
         before = weights.header[name]  # type: ignore[literal-required]  # three keys of the header

@@ -43,6 +43,10 @@ class Finetune:
     """First layer when the number of channels differs: exact, random, replicate, or dataset:<name>."""
     allow: tuple[str, ...] = ()
     """Patterns of tensors that may stay unloaded; any other one is an error."""
+    skip_deeper: bool = False
+    """Load the stages that both encoders have, when their numbers differ."""
+    average_kernels: bool = False
+    """Average a kernel along the axes on which the plan's is 1, for anisotropic plans."""
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, demo) or a plan.json: network, patch, batch, anchors."""
     recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
@@ -129,7 +133,16 @@ class Finetune:
         patch_zyx: tuple[int, int, int],
         accelerator: Accelerator,
     ) -> str:
-        report, warnings = initialise(detector, weights, spec, patch_zyx, stem=self.stem, allow=self.allow)
+        report, warnings = initialise(
+            detector,
+            weights,
+            spec,
+            patch_zyx,
+            stem=self.stem,
+            allow=self.allow,
+            skip_deeper=self.skip_deeper,
+            average_kernels=self.average_kernels,
+        )
         counts = ", ".join(f"{n} {status}" for status, n in report.counts.items() if n)
         for line in (counts, *report.notes):
             accelerator.print(f"{self.weights}: {line}", file=sys.stderr)
