@@ -142,7 +142,7 @@ def long(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("package", ("data3d", "backbones", "metrics"))
+@nox.parametrize("package", ("data3d", "backbones", "detectors", "metrics"))
 def peers(session: nox.Session, package: str) -> None:
     """Differential tests of one package against other people's."""
     pip_install(session, *sources(package), *nox.project.dependency_groups(project(package), "peers"))
