@@ -2,13 +2,12 @@
 
 from .anchors import CENTRE_OFFSET, AnchorGrid, anchor_grid
 from .atss import AnchorMatch, match_atss
-from .boxes import clip, giou, iou, pairwise_giou, pairwise_iou, volume
 from .coder import decode, encode
 from .heads import BoxHead, ClassHead, SegmentationHead
 from .inference import Merging, detect_volume, restore
 from .interfaces import Detections, Detector, Mask, Pyramid, Target, Volume
 from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
-from .nms import class_nms
+from .ops import class_nms, clip, giou, iou, pairwise_giou, pairwise_iou, volume
 from .parameter_groups import parameter_groups
 from .postprocess import PostProcessing, select_detections
 from .retina_unet import FocalL1, RetinaUNet

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from .anchors import CENTRE_OFFSET, AnchorGrid, Triple
-from .boxes import iou
+from .ops import iou
 
 CELLS_PER_LEVEL = 4  # nnDetection, `num_candidates`; times the anchors per cell. The 2D paper uses 9 (section 4.1)
 

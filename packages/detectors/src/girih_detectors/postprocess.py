@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .anchors import AnchorGrid, Triple
-from .boxes import clip, wider_than
 from .coder import decode
 from .interfaces import Detections
-from .nms import class_nms
+from .ops.boxes import clip, wider_than
+from .ops.nms import class_nms
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from .boxes import pairwise_iou
 from .interfaces import Detector, Target
+from .ops import pairwise_iou
 
 CLASSES = ("dim", "bright")
 STRIDES = ((1, 1, 1), (2, 2, 2), (4, 4, 4))

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from ..boxes import clip, wider_than
 from ..interfaces import Detections, Detector, Mask, Volume
-from ..nms import class_nms
+from ..ops.boxes import clip, wider_than
+from ..ops.nms import class_nms
 from .tiling import Triple, centre_weight, inside, read_tile, tile_grid
 
 
