@@ -199,6 +199,51 @@ class TeacherMovesInForward(Teacher):
         return image
 
 
+class PerDataset(Denoiser):
+    """Sound as well, with a stem per dataset (Ulrich et al. 2023): samples may differ in channels."""
+
+    requires = frozenset({"image", "seed", "dataset"})
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.encoder.stem.requires_grad_(False)
+        self.stems = nn.ModuleDict({name: parts.make_stem(info["channels"]) for name, info in parts.datasets.items()})
+        self.head = VoxelHead(self.neck.channels[0], 1)
+
+    def forward(self, batch):
+        first = {"image": torch.stack([x[:1] for x in self.samples(batch)])} if "image" in batch else {}
+        first = check_batch(batch | first, requires=self.requires, in_channels=1, patch_multiple=self.patch_multiple)
+        noise = self.noise(batch, first)
+        rows = zip(batch["dataset"], batch["image"], noise, strict=True)
+        h = torch.cat([self.stems[name](image[None] + n) for name, image, n in rows])
+        output = self.head(self.neck(self.encoder.stages(h)), tuple(first.shape[2:])).float()
+        target = torch.stack([image.mean(0, keepdim=True) for image in batch["image"]])
+        return self.score((output - target).square() + self.absent())
+
+    def samples(self, batch):
+        return batch["image"]
+
+    def absent(self):  # DDP wants a gradient for the stem of a dataset that is not in the batch
+        return 0 * sum(parameter.sum() for parameter in self.stems.parameters())
+
+
+class TakesTensorsOnly(PerDataset):
+    def samples(self, batch):
+        return batch["image"].clone()
+
+
+class AbsentDatasetHasNoGradient(PerDataset):
+    def absent(self):
+        return 0
+
+
+class FailsOnAList(Denoiser):
+    def forward(self, batch):
+        if "image" in batch:
+            batch["image"].dtype  # noqa: B018
+        return super().forward(batch)
+
+
 class EncoderHasLuggage(Denoiser):
     def __init__(self, parts):
         super().__init__(parts)
@@ -284,7 +329,7 @@ class NoFieldDocstring(Build):
     noise: float = 1.0
 
 
-SOUND = [Config(), Config("Teacher")]
+SOUND = [Config(), Config("Teacher"), Config("PerDataset")]
 FLAWED = [
     ("config_is_a_frozen_dataclass", Thawed()),
     ("config_fields_have_defaults", NoDefault(1.0)),
@@ -302,6 +347,8 @@ FLAWED = [
     ("anisotropic_patch", Config("CubesOnly")),
     ("batch_of_one", Config("DividesByOneLess")),
     ("one_and_four_channels", Config("FirstChannelOnly")),
+    ("list_of_images", Config("FailsOnAList")),
+    ("list_of_images", Config("TakesTensorsOnly")),
     ("missing_key_raises", Config("LooksUpKeys")),
     ("indivisible_patch_raises", Config("TakesAnyPatch")),
     ("reconstruct", Config("ReconstructsSmall")),
@@ -317,6 +364,7 @@ FLAWED = [
     ("compiles", Config("CompilesToAnother")),
     ("two_processes_equal_one", Config("SumsOverBatch")),
     ("two_processes_equal_one", Config("HasLayerForOneCase")),
+    ("two_processes_equal_one", Config("AbsentDatasetHasNoGradient")),
 ]
 
 

@@ -25,6 +25,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     forward_checks.check_anisotropic_patch,
     forward_checks.check_batch_of_one,
     forward_checks.check_one_and_four_channels,
+    forward_checks.check_list_of_images,
     forward_checks.check_missing_key_raises,
     forward_checks.check_indivisible_patch_raises,
     forward_checks.check_reconstruct,

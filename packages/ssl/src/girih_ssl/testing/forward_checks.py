@@ -125,6 +125,22 @@ def check_one_and_four_channels(subject: Subject) -> None:
             )
 
 
+def check_list_of_images(subject: Subject) -> None:
+    """Samples of 1 and 4 channels come as a list. With `stems` it is used, a tensor too; else it is a ValueError."""
+    channels, what = (1, 4), "image: a list of samples with 1 and 4 channels"
+    if not hasattr(subject.build(), "stems"):
+        _require_value_error(subject.build(), subject.batch(2, channels), "image", what)
+        return
+    _require_step(subject.build(channels), subject.batch(2, channels), what)
+    objective, listed = subject.build(), subject.batch()
+    listed["image"] = list(listed["image"])
+    losses = [loss_of(objective, batch) for batch in (subject.batch(), listed)]
+    require(
+        torch.allclose(*losses, rtol=1e-4),
+        f"image: found loss {float(losses[0])} for one tensor and {float(losses[1])} for the same samples as a list",
+    )
+
+
 def check_missing_key_raises(subject: Subject) -> None:
     """Without a required key there is a ValueError that names it."""
     objective = subject.build()

@@ -35,16 +35,18 @@ class Subject:
     patch_zyx: Triple | None = None
     """Voxels of the patch; None: twice `patch_multiple`, but at least 8 a side."""
 
-    def build(self, in_channels: int = 1, patch_zyx: Triple | None = None, init: int = 0) -> Any:
-        """Return a new objective in training mode whose parameters are drawn from `init`."""
+    def build(self, in_channels: int | tuple[int, int] = 1, patch_zyx: Triple | None = None, init: int = 0) -> Any:
+        """Return a new objective in training mode whose parameters are drawn from `init`; see tiny_parts."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init)
             parts = tiny_parts(in_channels, patch_zyx or self.patch())
             objective: Any = self.config.build(parts)
             return objective.train()
 
-    def batch(self, size: int = 2, in_channels: int = 1, patch_zyx: Triple | None = None) -> dict[str, Any]:
-        """Return a new batch with all the keys there are."""
+    def batch(
+        self, size: int = 2, in_channels: int | tuple[int, int] = 1, patch_zyx: Triple | None = None
+    ) -> dict[str, Any]:
+        """Return a new batch with all the keys there are; see make_batch."""
         return cast(dict[str, Any], make_batch(size, in_channels, patch_zyx or self.patch()))
 
     def patch(self) -> Triple:
@@ -110,9 +112,9 @@ def after_step(objective: Any) -> None:
         objective.after_step()
 
 
-def select(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Return samples start to stop of a batch."""
-    return {key: value[start:stop] for key, value in batch.items()}
+def select(batch: dict[str, Any], start: int, step: int) -> dict[str, Any]:
+    """Return every step-th sample of a batch, from start."""
+    return {key: value[start::step] for key, value in batch.items()}
 
 
 def _patch_side(multiple: int) -> int:

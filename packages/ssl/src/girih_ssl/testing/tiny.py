@@ -54,39 +54,42 @@ class TinyNeck(nn.Module):
         return summed[::-1]
 
 
-def tiny_parts(in_channels: int = 1, patch_zyx: Triple = (32, 32, 32)) -> Parts:
+def tiny_parts(in_channels: int | tuple[int, int] = 1, patch_zyx: Triple = (32, 32, 32)) -> Parts:
     """Return parts around a TinyEncoder, with two annotated datasets.
 
     Args:
-        in_channels: channels of the volumes and of both datasets.
+        in_channels: channels of the volumes and of both datasets; or a number for each dataset, the encoder's first.
         patch_zyx: voxels of the patch; at least 8 a side, or the coarsest map is a single cell.
     """
+    first, second = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
     regions: tuple[list[list[int]], ...] = ([[1, 2], [2]], [[1], [2], [3]])
     datasets: Mapping[str, DatasetInfo] = {
         "overlapping": {
-            "channels": in_channels,
+            "channels": first,
             "classes": ["organ", "lesion"],
             "regions": regions[0],
             "activation": "sigmoid",
         },
         "disjoint": {
-            "channels": in_channels,
+            "channels": second,
             "classes": ["liver", "spleen", "kidney"],
             "regions": regions[1],
             "activation": "softmax",
         },
     }
     return Parts(
-        encoder=TinyEncoder(in_channels),
+        encoder=TinyEncoder(first),
         make_neck=TinyNeck,
         make_stem=lambda channels: _unit(channels, CHANNELS[0], stride=1),
-        in_channels=in_channels,
+        in_channels=first,
         patch_zyx=patch_zyx,
         datasets=datasets,
     )
 
 
-def make_batch(size: int = 2, in_channels: int = 1, patch_zyx: Triple = (32, 32, 32), seed: int = 0) -> Batch:
+def make_batch(
+    size: int = 2, in_channels: int | tuple[int, int] = 1, patch_zyx: Triple = (32, 32, 32), seed: int = 0
+) -> Batch:
     """Return a batch with every key an objective may require, all of it a function of the arguments.
 
     The images are smooth random fields with some noise, z-scored per sample; the labels follow the first channel, so
@@ -94,12 +97,13 @@ def make_batch(size: int = 2, in_channels: int = 1, patch_zyx: Triple = (32, 32,
 
     Args:
         size: samples.
-        in_channels: channels of every sample.
+        in_channels: channels of every sample; or a number for each dataset, and the images are a list.
         patch_zyx: voxels of the patch.
         seed: another seed, other samples.
     """
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(size, in_channels, 4, 4, 4, generator=generator)
+    most = in_channels if isinstance(in_channels, int) else max(in_channels)
+    coarse = torch.randn(size, most, 4, 4, 4, generator=generator)
     image = F.interpolate(coarse, size=patch_zyx, mode="trilinear", align_corners=False)
     image = image + 0.1 * torch.randn(image.shape, generator=generator)
     image = (image - image.mean((2, 3, 4), keepdim=True)) / image.std((2, 3, 4), keepdim=True)
@@ -111,7 +115,7 @@ def make_batch(size: int = 2, in_channels: int = 1, patch_zyx: Triple = (32, 32,
     instances = torch.zeros(size, *patch_zyx, dtype=torch.int32)
     instances[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]] = 1
     return Batch(
-        image=image,
+        image=image if isinstance(in_channels, int) else [x[: in_channels[i % 2]] for i, x in enumerate(image)],
         seed=torch.randint(2**40, (size,), generator=generator),
         valid=valid,
         semantic=semantic,

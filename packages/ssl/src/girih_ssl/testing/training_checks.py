@@ -27,12 +27,20 @@ def check_loss_falls_on_one_batch(subject: Subject) -> None:
 
 
 def check_gradient_reaches_every_encoder_parameter(subject: Subject) -> None:
-    """What is not trained in pre-training is not worth transferring."""
+    """What is not trained in pre-training is not worth transferring.
+
+    Where an objective has a stem per dataset in `stems`, the encoder's own may be frozen.
+    """
     objective = subject.build()
     backward(objective, subject.batch())
     for name, parameter in objective.encoder.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.any())
-        require(reached, f"encoder.{name}: found {'zero' if parameter.grad is not None else 'no'} gradient")
+        replaced = name.startswith("stem.") and hasattr(objective, "stems") and not parameter.requires_grad
+        require(
+            reached or replaced,
+            f"encoder.{name}: found {'zero' if parameter.grad is not None else 'no'} gradient; "
+            "let the loss depend on every stage of the encoder, and detach none of its maps",
+        )
 
 
 def check_no_unused_parameter(subject: Subject) -> None:

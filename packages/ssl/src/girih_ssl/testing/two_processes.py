@@ -108,11 +108,10 @@ def _compare(subject: Subject, rank: int) -> None:
     wanted = backward(single, batch)
     for name, parameter in replica.named_parameters():  # a parameter that nobody uses is another check's finding
         parameter.requires_grad_(wanted[name] is not None)
-    share = SAMPLES // WORLD
     parallel = DistributedDataParallel(replica)
     found = {
         name.removeprefix("module."): gradient
-        for name, gradient in backward(parallel, select(batch, rank * share, (rank + 1) * share)).items()
+        for name, gradient in backward(parallel, select(batch, rank, WORLD)).items()
     }
     exact = getattr(single, "ddp_exact", True)
     scale = max((float(gradient.abs().max()) for gradient in wanted.values() if gradient is not None), default=0.0)
