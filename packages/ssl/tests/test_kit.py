@@ -80,12 +80,12 @@ class ClampsInPlace(Denoiser):
         return image.clamp_(-2, 2)
 
 
-class CountsCalls(Denoiser):
-    calls = 0
+class TakesTurns(Denoiser):
+    odd = False
 
     def score(self, error):
-        self.calls += 1
-        return {"loss": error.mean() * (1 + 0.001 * self.calls)}
+        self.odd = not self.odd
+        return {"loss": error.mean() * (1 + 0.001 * self.odd)}
 
 
 class IgnoresSeed(Denoiser):
@@ -197,6 +197,34 @@ class TeacherMovesInForward(Teacher):
         with torch.no_grad():
             next(self.teacher.parameters()).mul_(0.9)
         return image
+
+
+class TeacherForgetsItsStep(Teacher):
+    steps = 0  # not in the state dict, so a resumed run begins to average anew
+
+    @torch.no_grad()
+    def after_step(self):
+        self.steps += 1
+        for mine, theirs in zip(self.teacher.parameters(), self.encoder.parameters(), strict=True):
+            mine.lerp_(theirs, 1 / (1 + self.steps))
+
+
+class SchedulesByCounting(Denoiser):
+    steps = 0
+
+    def after_step(self):
+        self.steps += 1
+
+    def score(self, error):
+        return {"loss": error.mean() + 0.1 * self.steps * error.square().mean()}
+
+
+class StateIsNoTensor(Denoiser):
+    def get_extra_state(self):
+        return "warm"
+
+    def set_extra_state(self, state):
+        pass
 
 
 class PerDataset(Denoiser):
@@ -341,7 +369,7 @@ FLAWED = [
     ("loss_under_bfloat16_autocast", Config("LossIsHalf")),
     ("other_entries_are_detached_scalars", Config("EntryHasGradient")),
     ("input_is_not_modified", Config("ClampsInPlace")),
-    ("same_seed_same_loss", Config("CountsCalls")),
+    ("same_seed_same_loss", Config("TakesTurns")),
     ("every_seed_matters", Config("IgnoresSeed")),
     ("global_random_state_is_untouched", Config("DrawsGlobally")),
     ("anisotropic_patch", Config("CubesOnly")),
@@ -356,6 +384,9 @@ FLAWED = [
     ("gradient_reaches_every_encoder_parameter", Config("FreezesEncoder")),
     ("no_unused_parameter", Config("HasSpareLayer")),
     ("state_round_trip", Config("ForgetsScale")),
+    ("state_round_trip", Config("StateIsNoTensor")),
+    ("resume_equals_uninterrupted", Config("TeacherForgetsItsStep")),
+    ("resume_equals_uninterrupted", Config("SchedulesByCounting")),
     ("teacher", Config("TeacherStands")),
     ("teacher", Config("TeacherTrains")),
     ("teacher", Config("TeacherHasGradient")),

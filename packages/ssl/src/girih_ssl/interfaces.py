@@ -135,8 +135,8 @@ class Objective(Protocol):
     - `after_step()`: called once after every optimiser step.
     - `teacher`: a submodule that follows the encoder: in eval mode, without gradient, in the state dict, moved only
       in `after_step()` and never exported.
-    - `stems`: a ModuleDict from dataset to stem, where each dataset has its own. They stand in for `encoder.stem`, which
-      may be frozen, and `image` may be a list of samples with different channels.
+    - `stems`: a ModuleDict from dataset to stem, where each dataset has its own. They stand in for `encoder.stem`,
+      which may be frozen, and `image` may be a list of samples with different channels.
     - `ddp_exact`: False says that the mean of the gradients of equal parts of a batch is not the gradient of the
       whole, because the loss compares samples or counts voxels over the batch. It is taken as True if absent.
 

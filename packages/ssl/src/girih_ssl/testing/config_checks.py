@@ -17,7 +17,7 @@ SOURCE = re.compile(r"\b(19|20)\d\d\b|arxiv|doi\.org", re.IGNORECASE)
 def check_config_is_a_frozen_dataclass(subject: Subject) -> None:
     """Settings that change after the run began would not be those written down."""
     config: Any = subject.config
-    require(dataclasses.is_dataclass(config), f"{_name(config)} is not a dataclass")
+    require(dataclasses.is_dataclass(config), f"{_name(config)} is not a dataclass: write @dataclass(frozen=True)")
     require(config.__dataclass_params__.frozen, f"{_name(config)} is not frozen: write @dataclass(frozen=True)")
 
 
@@ -25,7 +25,7 @@ def check_config_fields_have_defaults(subject: Subject) -> None:
     """A method can be tried without knowing its settings."""
     for field in _fields(subject):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        require(has_default, f"{_name(subject.config)}.{field.name} has no default")
+        require(has_default, f"{_name(subject.config)}.{field.name} has no default: give it the published value")
 
 
 def check_config_field_types(subject: Subject) -> None:
@@ -56,8 +56,8 @@ def check_docstring_cites_a_source(subject: Subject) -> None:
     docs = [inspect.getdoc(type(subject.config)) or "", inspect.getdoc(type(subject.build())) or ""]
     require(
         any(SOURCE.search(doc) for doc in docs),
-        f"neither {_name(subject.config)} nor its objective cites a source in its docstring: "
-        f"found no year, arXiv number or DOI",
+        f"neither {_name(subject.config)} nor its objective cites a source in its docstring: found no year, arXiv "
+        f"number or DOI; name the paper, such as (He et al. 2022)",
     )
 
 

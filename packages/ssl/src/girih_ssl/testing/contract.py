@@ -33,6 +33,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     training_checks.check_gradient_reaches_every_encoder_parameter,
     training_checks.check_no_unused_parameter,
     training_checks.check_state_round_trip,
+    training_checks.check_resume_equals_uninterrupted,
     training_checks.check_teacher,
     training_checks.check_exported_encoder_loads,
     training_checks.check_compiles,

@@ -10,30 +10,35 @@ from torch import Tensor, nn
 from girih_ssl.interfaces import Batch
 from girih_ssl.testing.subject import ContractError, Subject, backward, loss_of, require, run_time_types_off
 
+CALL = "call check_batch(batch, requires=..., in_channels=..., patch_multiple=...) first in forward()"
+
 
 def check_members(subject: Subject) -> None:
     """The objective is an nn.Module with `encoder`, `requires` and `patch_multiple` as the protocol has them."""
     objective = subject.build()
     require(isinstance(objective, nn.Module), f"found {type(objective).__name__}, wanted an nn.Module")
     encoder = getattr(objective, "encoder", None)
-    require(isinstance(encoder, nn.Module), f"encoder: found {type(encoder).__name__}, wanted an nn.Module")
+    require(
+        isinstance(encoder, nn.Module),
+        f"encoder: found {type(encoder).__name__}, wanted an nn.Module: write self.encoder = parts.encoder",
+    )
     absent = [name for name in ("in_channels", "channels", "strides", "stem", "stages") if not hasattr(encoder, name)]
-    require(not absent, f"encoder: lacks {', '.join(absent)}")
+    require(not absent, f"encoder: lacks {', '.join(absent)}; keep parts.encoder itself, unwrapped")
     requires = getattr(objective, "requires", None)
     require(isinstance(requires, frozenset), f"requires: found {requires!r}, wanted a frozenset of batch keys")
     unknown = set(requires or ()) - set(Batch.__annotations__)
     require(not unknown, f"requires: found {sorted(unknown)}, wanted keys among {sorted(Batch.__annotations__)}")
-    multiple = objective.patch_multiple
+    multiple = getattr(objective, "patch_multiple", None)
     require(
         isinstance(multiple, tuple) and len(multiple) == 3 and all(type(m) is int and m > 0 for m in multiple),
-        f"patch_multiple: found {multiple!r}, wanted three positive integers (z, y, x)",
+        f"patch_multiple: found {multiple!r}, wanted three positive integers (z, y, x), such as encoder.strides[-1]",
     )
 
 
 def check_loss_is_a_float32_scalar(subject: Subject) -> None:
     """The loss is one finite float32 number with a gradient."""
     loss = subject.build()(subject.batch())["loss"]
-    require(loss.ndim == 0, f"loss: found shape {tuple(loss.shape)}, wanted a scalar")
+    require(loss.ndim == 0, f"loss: found shape {tuple(loss.shape)}, wanted a scalar: take its mean")
     _require_loss(loss, "loss")
 
 
@@ -46,7 +51,7 @@ def check_loss_under_bfloat16_autocast(subject: Subject) -> None:
     loss.sum().backward()
     for name, parameter in objective.named_parameters():
         finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
-        require(finite, f"gradient of {name} under bfloat16 autocast: found NaN or infinity")
+        require(finite, f"gradient of {name} under bfloat16 autocast: found NaN or infinity; compute it in float32")
 
 
 def check_other_entries_are_detached_scalars(subject: Subject) -> None:
@@ -54,7 +59,7 @@ def check_other_entries_are_detached_scalars(subject: Subject) -> None:
     for name, value in subject.build()(subject.batch()).items():
         if name != "loss":
             detached = isinstance(value, Tensor) and value.ndim == 0 and not value.requires_grad
-            require(detached, f"{name}: found {_describe(value)}, wanted a detached scalar tensor")
+            require(detached, f"{name}: found {_describe(value)}, wanted a detached scalar tensor: write .detach()")
 
 
 def check_input_is_not_modified(subject: Subject) -> None:
@@ -65,14 +70,18 @@ def check_input_is_not_modified(subject: Subject) -> None:
     for key, value in untouched.items():
         pairs = zip(batch[key], value, strict=True)
         same = all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
-        require(same, f"batch[{key!r}] was modified")
+        require(same, f"batch[{key!r}]: was modified in place; work on a copy, so no clamp_() and no x[...] = y")
 
 
 def check_same_seed_same_loss(subject: Subject) -> None:
     """Equal batches have equal losses, bit for bit, however often they are asked for."""
     objective = subject.build()
     first, second = (loss_of(objective, subject.batch()) for _ in range(2))
-    require(torch.equal(first, second), f"same batch, same seed: found losses {float(first)} and {float(second)}")
+    require(
+        torch.equal(first, second),
+        f"same batch, same seed: found losses {float(first)} and {float(second)}, wanted equal ones; "
+        f"keep no state between calls, and draw from sample_generators(batch['seed'])",
+    )
 
 
 def check_every_seed_matters(subject: Subject) -> None:
@@ -84,7 +93,8 @@ def check_every_seed_matters(subject: Subject) -> None:
     for sample in range(2):
         require(
             any(not torch.equal(before, _loss_with_other_seed(objective, subject, sample, by)) for by in (1, 2, 3)),
-            f"three other seeds for sample {sample} of 2: found the same loss {float(before)}, wanted others",
+            f"three other seeds for sample {sample} of 2: found the same loss {float(before)}, wanted others; draw "
+            f"from sample_generators(batch['seed']), or take 'seed' out of `requires` if nothing is drawn",
         )
 
 
@@ -96,7 +106,7 @@ def check_global_random_state_is_untouched(subject: Subject) -> None:
         objective(batch)
         after = _random_states()
     touched = [name for name in before if before[name] != after[name]]
-    require(not touched, f"global generator of {', '.join(touched)}: was used, wanted generators seeded per sample")
+    require(not touched, f"global generator of {', '.join(touched)}: was used, wanted sample_generators(batch['seed'])")
 
 
 def check_anisotropic_patch(subject: Subject) -> None:
@@ -121,7 +131,7 @@ def check_one_and_four_channels(subject: Subject) -> None:
             batch["image"][:, channel] = batch["image"][:, channel].flip(1)
             require(
                 not torch.equal(before, loss_of(objective, batch)),
-                f"{channels} channels: the loss does not depend on channel {channel}",
+                f"{channels} channels: the loss does not depend on channel {channel}; use all `parts.in_channels`",
             )
 
 
@@ -134,10 +144,10 @@ def check_list_of_images(subject: Subject) -> None:
     _require_step(subject.build(channels), subject.batch(2, channels), what)
     objective, listed = subject.build(), subject.batch()
     listed["image"] = list(listed["image"])
-    losses = [loss_of(objective, batch) for batch in (subject.batch(), listed)]
+    stacked_loss, listed_loss = loss_of(objective, subject.batch()), loss_of(objective, listed)
     require(
-        torch.allclose(*losses, rtol=1e-4),
-        f"image: found loss {float(losses[0])} for one tensor and {float(losses[1])} for the same samples as a list",
+        torch.allclose(stacked_loss, listed_loss, rtol=1e-4),
+        f"image: found loss {float(stacked_loss)} for one tensor and {float(listed_loss)} for a list of the same",
     )
 
 
@@ -183,8 +193,8 @@ def _loss_with_other_seed(objective: Any, subject: Subject, sample: int, by: int
 
 
 def _require_loss(loss: Tensor, what: str) -> None:
-    require(loss.dtype == torch.float32, f"{what}: found {loss.dtype}, wanted torch.float32")
-    require(loss.requires_grad, f"{what}: has no gradient")
+    require(loss.dtype == torch.float32, f"{what}: found {loss.dtype}, wanted torch.float32: write output.float()")
+    require(loss.requires_grad, f"{what}: has no gradient; do not detach it, nor compute it under no_grad()")
     require(bool(loss.isfinite().all()), f"{what}: found {loss.detach()}, wanted a finite number")
 
 
@@ -202,9 +212,9 @@ def _require_value_error(objective: Any, batch: dict[str, Any], wanted: str, wha
     except ValueError as error:
         require(wanted in str(error), f"{what}: found the message {str(error)!r}, wanted {wanted!r} in it")
     except Exception as error:
-        raise ContractError(f"{what}: found {type(error).__name__}, wanted a ValueError") from error
+        raise ContractError(f"{what}: found {type(error).__name__}, wanted a ValueError; {CALL}") from error
     else:
-        raise ContractError(f"{what}: was accepted, wanted a ValueError")
+        raise ContractError(f"{what}: was accepted, wanted a ValueError; {CALL}")
 
 
 def _random_states() -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Checks over optimiser steps and processes: learning, gradients, state, teacher, compilation, DDP."""
 
+import io
 import warnings
 from typing import Any
 
@@ -23,7 +24,11 @@ def check_loss_falls_on_one_batch(subject: Subject) -> None:
         optimiser.step()
         after_step(objective)
     last = float(loss_of(objective, batch))
-    require(last < first - 0.02 * abs(first), f"{STEPS} steps on one batch: found loss {first} before, {last} after")
+    require(
+        last < first - 0.02 * abs(first),
+        f"{STEPS} steps of Adam on one batch: found loss {first} before and {last} after, wanted less; "
+        f"does the gradient reach head and encoder, with the right sign?",
+    )
 
 
 def check_gradient_reaches_every_encoder_parameter(subject: Subject) -> None:
@@ -50,24 +55,47 @@ def check_no_unused_parameter(subject: Subject) -> None:
     for name, parameter in objective.named_parameters():
         elsewhere = name.startswith(("encoder.", "teacher."))
         unused = parameter.requires_grad and gradients[name] is None and not elsewhere
-        require(not unused, f"{name}: is trainable but the loss does not use it")
+        require(not unused, f"{name}: is trainable but the loss does not use it; use it, freeze it or take it out")
 
 
 def check_state_round_trip(subject: Subject) -> None:
-    """A state dict holds all that a run needs: what is loaded gives the same loss and goes on alike."""
+    """The state dict is of tensors and holds all that the loss depends on: what is loaded gives the same loss."""
     saved, loaded = subject.build(init=0), subject.build(init=1)
+    for name, value in saved.state_dict().items():
+        require(isinstance(value, Tensor), f"state dict: {name} is {type(value).__name__}, wanted a tensor: a buffer")
     with torch.no_grad():
-        for tensor in saved.state_dict().values():
+        for tensor in _tensors(saved).values():
             if tensor.is_floating_point():
                 tensor.mul_(1.01).add_(0.01)  # as if trained, so that no value is the initial one
     loaded.load_state_dict(saved.state_dict())
     losses = [float(loss_of(objective, subject.batch())) for objective in (saved, loaded)]
-    require(losses[0] == losses[1], f"found loss {losses[0]} before saving and {losses[1]} after loading")
-    after_step(saved)
-    after_step(loaded)
-    for name, tensor in saved.state_dict().items():
-        same = torch.equal(tensor, loaded.state_dict()[name])
-        require(same, f"{name}: differs between the saved and the loaded objective after one after_step()")
+    require(
+        losses[0] == losses[1],
+        f"found loss {losses[0]} before saving and {losses[1]} after loading; "
+        f"what the loss depends on has to be a parameter, a buffer or a setting",
+    )
+
+
+def check_resume_equals_uninterrupted(subject: Subject) -> None:
+    """A run that is saved, loaded into a new objective and continued ends with the same weights, teacher and all.
+
+    Two steps of Adam with after_step() before, two after; the file is read with weights_only=True.
+    """
+    run, file = _Run(subject), io.BytesIO()
+    run.train(range(2))
+    torch.save({"objective": run.objective.state_dict(), "optimiser": run.optimiser.state_dict()}, file)
+    run.train(range(2, 4))
+    resumed, state = _Run(subject), torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    resumed.objective.load_state_dict(state["objective"])
+    resumed.optimiser.load_state_dict(state["optimiser"])
+    resumed.train(range(2, 4))
+    states = [_tensors(each.objective) for each in (run, resumed)]
+    other = [name for name, value in states[0].items() if not torch.equal(value, states[1][name])]
+    require(
+        not other,
+        f"{', '.join(other[:3])}: not the same after a resume as without interruption; "
+        f"what changes from step to step, such as a count, has to be a buffer, and the teacher a submodule",
+    )
 
 
 def check_teacher(subject: Subject) -> None:
@@ -77,18 +105,21 @@ def check_teacher(subject: Subject) -> None:
     if teacher is None:
         return
     require(isinstance(teacher, nn.Module), f"teacher: found {type(teacher).__name__}, wanted an nn.Module")
-    require(not any(module.training for module in teacher.modules()), "teacher: train() puts it into training mode")
+    require(
+        not any(module.training for module in teacher.modules()),
+        "teacher: train() puts it into training mode; override train() to end with self.teacher.eval()",
+    )
     trainable = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
-    require(not trainable, f"teacher: {', '.join(trainable[:3])} have requires_grad=True")
+    require(not trainable, f"teacher: {', '.join(trainable[:3])} can be trained; write teacher.requires_grad_(False)")
     absent = {f"teacher.{name}" for name in teacher.state_dict()} - set(objective.state_dict())
-    require(not absent, f"state dict: lacks {', '.join(sorted(absent)[:3])}")
+    require(not absent, f"state dict: lacks {', '.join(sorted(absent)[:3])}; write self.teacher = ... in __init__")
     initial = _clone(teacher)
     optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     backward(objective, subject.batch())
     optimiser.step()
-    require(_equal(teacher, initial), "teacher: moves before after_step()")
+    require(_equal(teacher, initial), "teacher: moves before after_step(); move it only there")
     after_step(objective)
-    require(not _equal(teacher, initial), "teacher: does not move in after_step()")
+    require(not _equal(teacher, initial), "teacher: does not move in after_step(); move it towards the encoder there")
 
 
 def check_exported_encoder_loads(subject: Subject) -> None:
@@ -120,7 +151,8 @@ def check_compiles(subject: Subject) -> None:
     torch.compiler.reset()
     require(
         torch.allclose(loss.detach(), eager, rtol=1e-4),
-        f"found loss {float(loss.detach().sum())} compiled, {float(eager)} eager",
+        f"found loss {float(loss.detach().sum())} compiled and {float(eager)} eager; "
+        f"put @torch.compiler.disable on a function that draws or reads values back",
     )
 
 
@@ -133,15 +165,41 @@ def check_two_processes_equal_one(subject: Subject) -> None:
     require(not failures, "; ".join(failures))
 
 
+class _Run:
+    """A run in which step i is a function of i and of the state."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.objective = subject, subject.build()
+        self.optimiser = torch.optim.Adam([p for p in self.objective.parameters() if p.requires_grad], lr=1e-3)
+
+    def train(self, steps: range) -> None:
+        for step in steps:
+            batch = self.subject.batch()
+            batch["seed"] += step
+            with torch.random.fork_rng(devices=[]):  # an objective that draws from it fails its own check
+                torch.manual_seed(step)
+                backward(self.objective, batch)
+            self.optimiser.step()
+            after_step(self.objective)
+
+
 def _require_loads(state: dict[str, Tensor], in_channels: int, what: str) -> None:
     fresh: Any = tiny_parts(in_channels).encoder
     wanted = {name: tuple(value.shape) for name, value in fresh.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    require(not missing and not extra, f"{what}: missing {missing}, left over {extra}")
-    changed = [name for name in wanted if wanted[name] != found[name]]
-    require(not changed, f"{what}: other shapes of {', '.join(changed)}")
+    require(
+        not missing and not extra,
+        f"{what}: missing {missing}, left over {extra}; "
+        f"wrap nothing inside the encoder and register nothing on it, keep what is yours beside it",
+    )
+    changed = [f"{name} {found[name]}, wanted {wanted[name]}" for name in wanted if wanted[name] != found[name]]
+    require(not changed, f"{what}: found {'; '.join(changed)}; give the encoder the volumes' channels")
     fresh.load_state_dict(state)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _clone(module: nn.Module) -> list[Tensor]:
