@@ -1,12 +1,24 @@
-"""Class-wise greedy non-maximum suppression of 3D boxes, plain torch on any device."""
+"""Class-wise greedy non-maximum suppression of 3D boxes: plain torch on any device, Triton on CUDA, one answer.
 
+Both decide by the same float32 numbers, IoU = shared / max(volume_a + volume_b - shared, TINY) with every step rounded
+to nearest, as `boxes.iou` does. So the kept boxes agree to the bit, whatever the backend, the device or the block size.
+"""
+
+import functools
+import warnings
+from typing import Literal
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from .boxes import iou
+from .boxes import TINY, volume
 
 BLOCK = 128  # boxes resolved at once; larger blocks waste comparisons, smaller ones wait for Python
+COLUMNS = 1024  # compared with a block at once on the CPU: three float32 arrays of 128 x 1024 stay in its cache
+
+Backend = Literal["auto", "triton", "torch"]
 
 
 @torch.no_grad()
@@ -16,11 +28,14 @@ def class_nms(
     labels: Int64[Tensor, " n"],
     iou_threshold: float,
     max_keep: int | None = None,
+    *,
+    backend: Backend = "auto",
 ) -> Int64[Tensor, " kept"]:
     """Return the indices of the boxes that stay, by descending score; ties by index.
 
     A box falls if a box of its class that stays and stands before it overlaps it by IoU > `iou_threshold`. Classes are
-    compared by label (no shifting of coordinates, which costs digits), boxes without volume suppress nothing.
+    compared by label (no shifting of coordinates, which costs digits), boxes without volume suppress nothing. The IoU
+    is a float32 one, for boxes of any type.
 
     Args:
         boxes: in any unit, no negative side.
@@ -28,29 +43,99 @@ def class_nms(
         labels: class of each box.
         iou_threshold: in [0, 1].
         max_keep: stop after this many; they are the first of the full answer.
+        backend: "auto" is "triton" for CUDA tensors and "torch" for others; where Triton is not installed it is
+            "torch" with a warning, once. "triton" never falls back; it runs on the CPU only if TRITON_INTERPRET=1 was
+            set before triton was imported.
 
     Raises:
-        ValueError: the threshold is outside [0, 1].
+        ValueError: the threshold is outside [0, 1], `max_keep` is negative, the lengths differ, the backend is unknown
+            or does not run on the boxes' device.
+        ModuleNotFoundError: `backend="triton"` and Triton is not installed.
     """
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}, wanted 0..1")
-    rest = scores.argsort(descending=True, stable=True)
-    wanted = len(rest) if max_keep is None else max_keep
+    if max_keep is not None and max_keep < 0:
+        raise ValueError(f"max_keep is {max_keep}, wanted 0 or more, or None for all")
+    if not len(boxes) == len(scores) == len(labels):
+        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels, wanted as many of each")
+    on_triton = _runs_on_triton(backend, boxes.device)
+    order = scores.argsort(descending=True, stable=True)
+    corners = boxes[order].to(torch.float32).T.contiguous()  # (n, 6) -> (6, n): each coordinate in one piece
+    threshold = float(np.float32(iou_threshold))
+    if on_triton:
+        from .nms_triton import greedy_stays  # imports triton
+
+        ranks = greedy_stays(corners, labels[order], threshold).nonzero()[:, 0][:max_keep]
+    else:
+        ranks = _greedy(corners, labels[order], threshold, max_keep)
+    return order[ranks]
+
+
+def _runs_on_triton(backend: str, device: torch.device) -> bool:
+    if backend not in ("auto", "triton", "torch"):
+        raise ValueError(f"backend is {backend!r}, wanted 'auto', 'triton' or 'torch'")
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return False
+    try:
+        from .nms_triton import INTERPRETED
+    except ModuleNotFoundError as error:
+        missing = f"the Triton NMS cannot be had: {error}; pip install 'girih-detectors[triton]' (Linux) brings it"
+        if backend == "triton":
+            raise ModuleNotFoundError(missing, name=error.name) from error
+        _warn_once(f"{missing}. Until then plain torch does it")
+        return False
+    if device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f"backend 'triton' wants boxes on a CUDA device, these are on {device}; "
+            "on the CPU its kernels run only with TRITON_INTERPRET=1 in the environment from the start"
+        )
+    return True
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def _greedy(
+    corners: Float32[Tensor, "6 n"], labels: Int64[Tensor, " n"], threshold: float, max_keep: int | None
+) -> Int64[Tensor, " kept"]:
+    """Ranks that stay. Each block is resolved in itself, then what it keeps is held against all that rank after it."""
+    table = torch.cat([corners, volume(corners.T)[None]])
+    rest = torch.arange(len(labels), device=corners.device)
+    wanted = len(labels) if max_keep is None else max_keep
     kept: list[Tensor] = []
     while len(rest) > 0 and wanted > 0:
         block, rest = rest[:BLOCK], rest[BLOCK:]
-        stays = _resolve(_suppresses(boxes, labels, block, block, iou_threshold))
-        block = block[stays][:wanted]
-        kept.append(block)
-        wanted -= len(block)
-        if len(rest) > 0 and wanted > 0:
-            rest = rest[~_suppresses(boxes, labels, block, rest, iou_threshold).any(0)]
-    return torch.cat(kept) if kept else rest
+        stays = _resolve(_suppresses(table, labels, slice(BLOCK), slice(BLOCK), threshold))
+        kept.append(block[stays][:wanted])
+        wanted -= len(kept[-1])
+        if len(rest) == 0 or wanted <= 0:
+            break
+        keepers = stays.nonzero()[:, 0]
+        width = COLUMNS if table.device.type == "cpu" else len(rest)
+        falls = [
+            _suppresses(table, labels, keepers, slice(start, start + width), threshold).any(0)
+            for start in range(BLOCK, len(labels), width)
+        ]
+        free = (~torch.cat(falls)).nonzero()[:, 0]
+        rest, table, labels = rest[free], table[:, BLOCK + free], labels[BLOCK + free]
+    return torch.cat(kept) if kept else rest[:0]
 
 
-def _suppresses(boxes: Tensor, labels: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
-    overlap = iou(boxes[rows][:, None], boxes[columns][None]) > threshold
-    return overlap & (labels[rows][:, None] == labels[columns][None])
+def _suppresses(
+    table: Tensor, labels: Tensor, rows: slice | Tensor, columns: slice, threshold: float
+) -> Bool[Tensor, "rows columns"]:
+    """IoU > threshold within a class, as `boxes.iou` rounds it, in three buffers that are written over."""
+    row, column = table[:, rows, None], table[:, None, columns]
+    shared = torch.minimum(row[3], column[3]).sub_(torch.maximum(row[0], column[0])).clamp_(min=0)
+    side, low = torch.empty_like(shared), torch.empty_like(shared)
+    for axis in (1, 2):
+        torch.minimum(row[axis + 3], column[axis + 3], out=side)
+        torch.maximum(row[axis], column[axis], out=low)
+        shared.mul_(side.sub_(low).clamp_(min=0))
+    union = torch.add(row[6], column[6], out=side).sub_(shared).clamp_(min=TINY)
+    return (shared.div_(union) > threshold).logical_and_(labels[rows, None] == labels[None, columns])
 
 
 def _resolve(suppresses: Tensor) -> Tensor:
