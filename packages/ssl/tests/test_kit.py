@@ -93,6 +93,14 @@ class IgnoresSeed(Denoiser):
         return torch.ones(())
 
 
+class IgnoresSeedAndSaysSo(IgnoresSeed):
+    deterministic = True
+
+
+class DrawsAndDeniesIt(Denoiser):
+    deterministic = True
+
+
 class DrawsGlobally(Denoiser):
     def look(self, image):
         torch.rand(1)
@@ -371,6 +379,7 @@ FLAWED = [
     ("input_is_not_modified", Config("ClampsInPlace")),
     ("same_seed_same_loss", Config("TakesTurns")),
     ("every_seed_matters", Config("IgnoresSeed")),
+    ("every_seed_matters", Config("DrawsAndDeniesIt")),
     ("global_random_state_is_untouched", Config("DrawsGlobally")),
     ("anisotropic_patch", Config("CubesOnly")),
     ("batch_of_one", Config("DividesByOneLess")),
@@ -411,6 +420,10 @@ def test_a_sound_objective_passes(config):
 
 def test_an_objective_may_say_that_shares_of_a_batch_are_not_the_batch():
     assert failures(Config("SumsOverBatchAndSaysSo"), {"two_processes_equal_one"}) == {}
+
+
+def test_an_objective_may_say_that_nothing_is_drawn():
+    assert failures(Config("IgnoresSeedAndSaysSo"), {"every_seed_matters"}) == {}
 
 
 @pytest.mark.parametrize(("name", "config"), FLAWED, ids=IDS)

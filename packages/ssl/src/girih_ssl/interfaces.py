@@ -129,7 +129,7 @@ class Objective(Protocol):
     The loss is a float32 scalar with a gradient, whatever the autocast dtype; every other entry is a detached scalar
     to be logged. All randomness comes from `batch["seed"]`, one generator per sample (see `sample_generators`).
 
-    Five more members are optional:
+    Six more members are optional:
 
     - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see.
     - `after_step()`: called once after every optimiser step.
@@ -137,6 +137,7 @@ class Objective(Protocol):
       in `after_step()` and never exported.
     - `stems`: a ModuleDict from dataset to stem, where each dataset has its own. They stand in for `encoder.stem`,
       which may be frozen, and `image` may be a list of samples with different channels.
+    - `deterministic`: True says that nothing is drawn, so that the seed has no effect. It is taken as False if absent.
     - `ddp_exact`: False says that the mean of the gradients of equal parts of a batch is not the gradient of the
       whole, because the loss compares samples or counts voxels over the batch. It is taken as True if absent.
 

@@ -85,16 +85,24 @@ def check_same_seed_same_loss(subject: Subject) -> None:
 
 
 def check_every_seed_matters(subject: Subject) -> None:
-    """If `seed` is required, another seed of any one sample gives another loss."""
+    """If `seed` is required, another seed of any one sample gives another loss; of a `deterministic` one the same."""
     objective = subject.build()
     if "seed" not in objective.requires:
         return
     before = loss_of(objective, subject.batch())
+    deterministic = getattr(objective, "deterministic", False)
     for sample in range(2):
+        changed = any(
+            not torch.equal(before, _loss_with_other_seed(objective, subject, sample, by)) for by in (1, 2, 3)
+        )
         require(
-            any(not torch.equal(before, _loss_with_other_seed(objective, subject, sample, by)) for by in (1, 2, 3)),
+            changed or deterministic,
             f"three other seeds for sample {sample} of 2: found the same loss {float(before)}, wanted others; draw "
-            f"from sample_generators(batch['seed']), or take 'seed' out of `requires` if nothing is drawn",
+            f"from sample_generators(batch['seed']), or say `deterministic = True` if nothing is drawn",
+        )
+        require(
+            not changed or not deterministic,
+            f"another seed for sample {sample} of 2: found another loss, wanted {float(before)} of a deterministic one",
         )
 
 
