@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader
 
 from girih_ssl import MAE, MAEConfig, draw_hidden_blocks, hidden_count, to_voxels
 from girih_ssl.testing import TinyEncoder, TinyNeck, make_batch, tiny_parts
+from girih_ssl.testing.two_processes import new_context
 
 SMALL = MAEConfig(mask_ratio=0.5, block_zyx=(4, 8, 4))
 PATCH = (8, 16, 12)
@@ -78,6 +80,25 @@ def test_a_sample_has_the_same_mask_in_any_batch():
         )
 
 
+def test_workers_ranks_and_resumes_hide_the_same_blocks():
+    """A sample's mask follows from its seed, whatever process loads it, however the samples are dealt out."""
+    batch = make_batch(8, patch_zyx=PATCH)
+    samples = [{"image": image, "seed": seed} for image, seed in zip(batch["image"], batch["seed"], strict=True)]
+    wanted = mask_of(batch)
+
+    def masks(samples, size, workers=0):
+        loader = DataLoader(
+            samples, batch_size=size, num_workers=workers, multiprocessing_context=new_context() if workers else None
+        )
+        return torch.cat([mask_of(loaded) for loaded in loader])
+
+    assert torch.equal(masks(samples, size=3), wanted)
+    assert torch.equal(masks(samples, size=2, workers=2), wanted)
+    for rank in range(2):
+        assert torch.equal(masks(samples[rank::2], size=2), wanted[rank::2])
+    assert torch.equal(masks(samples[5:], size=2), wanted[5:])  # resumed after five samples
+
+
 def test_a_mask_does_not_change_between_versions():  # a checkpointed run that is resumed sees the same blocks
     assert draw_hidden_blocks(torch.tensor([7]), (2, 2, 2), 6)[0].flatten().tolist() == PINNED
 
@@ -137,15 +158,34 @@ def test_nothing_to_score_is_a_zero_loss_with_zero_gradient():
     assert all((parameter.grad == 0).all() for parameter in mae.parameters())
 
 
-def test_a_constant_patch_is_fine_and_nan_is_not_hidden():
+def test_a_sample_without_a_valid_voxel_counts_for_nothing():
+    prediction = torch.randn(2, 1, *PATCH, generator=torch.Generator().manual_seed(1))
+    batch = make_batch(2, patch_zyx=PATCH)
+    batch["valid"][1] = False
+    first = {key: batch[key][:1] for key in ("image", "seed", "valid")}
+    found, wanted = mae_that_predicts(prediction)(batch), mae_that_predicts(prediction[:1])(first)
+    torch.testing.assert_close(found["loss"], wanted["loss"])
+    torch.testing.assert_close(2 * found["scored"], wanted["scored"])
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_constant_patch_has_a_finite_loss_and_gradient(value):
     mae = SMALL.build(tiny_parts(patch_zyx=PATCH))
     batch = make_batch(1, patch_zyx=PATCH)
-    batch["image"] = torch.full_like(batch["image"], 3.0)
-    assert mae(batch)["loss"].isfinite()
-    for index in (mask_of(batch)[0].nonzero()[0], (~mask_of(batch)[0]).nonzero()[0]):
-        batch["image"] = torch.zeros_like(batch["image"])
-        batch["image"][0, 0, index[0], index[1], index[2]] = torch.nan
-        assert mae(batch)["loss"].isnan()
+    batch["image"] = torch.full_like(batch["image"], value)
+    mae(batch)["loss"].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in mae.parameters())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["hidden", "visible", "not valid"])
+def test_nan_and_infinity_are_not_swallowed(value, where):
+    mae = SMALL.build(tiny_parts(patch_zyx=PATCH))
+    batch = make_batch(1, patch_zyx=PATCH)
+    hidden = mask_of(batch)[0]
+    z, y, x = {"hidden": hidden, "visible": ~hidden, "not valid": hidden & ~batch["valid"][0]}[where].nonzero()[0]
+    batch["image"][0, 0, z, y, x] = value
+    assert mae(batch)["loss"].isnan()
 
 
 def test_reconstruct_shows_what_the_network_saw():
@@ -197,6 +237,13 @@ def test_any_block_works_on_a_patch_of_twice_the_multiple(block):
     assert all(m % b == 0 and m % 4 == 0 for m, b in zip(mae.patch_multiple, block, strict=True))
     patch = tuple(2 * m for m in mae.patch_multiple)
     assert mae(make_batch(1, patch_zyx=patch))["loss"].isfinite()
+
+
+def test_blocks_and_cells_end_together():  # ResEncL: the coarsest cell is two blocks of 16 wide along every axis
+    encoder = TinyEncoder()
+    for coarsest, multiple in (((32, 32, 32), (32, 32, 32)), ((4, 32, 64), (16, 32, 64)), ((12, 8, 8), (48, 16, 16))):
+        encoder.strides = (*encoder.strides[:2], coarsest)
+        assert MAE(encoder, TinyNeck(), 1).patch_multiple == multiple
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])

@@ -35,7 +35,7 @@ def failures_of_two_processes(subject: Subject) -> list[str]:
     require("<locals>" not in cls.__qualname__, f"{cls.__qualname__}: is defined in a function, wanted in a module")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     where = (cls.__module__, getattr(sys.modules[cls.__module__], "__file__", None), cls.__qualname__)
-    context = _context()
+    context = new_context()
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = (Path(folder) / "store").as_uri()
         started = []
@@ -56,7 +56,7 @@ def failures_of_two_processes(subject: Subject) -> list[str]:
     return sorted(set(faults))
 
 
-def _context() -> Any:
+def new_context() -> Any:
     """A fork server that has imported torch already starts a process in milliseconds."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
