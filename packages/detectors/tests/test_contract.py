@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 
-from girih_detectors import RetinaUNet
-from girih_detectors import testing as kit
+from girih_detectors import HnmGiou, RetinaUNet
 from girih_detectors.testing import CHECKS, check_detector
+
+NAMED = {check.__name__: check for check in CHECKS}
 
 
 def retina_unet(pyramid, classes, cls=RetinaUNet, **changes) -> RetinaUNet:
@@ -18,6 +19,22 @@ def retina_unet(pyramid, classes, cls=RetinaUNet, **changes) -> RetinaUNet:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_retina_unet(check) -> None:
     check_detector(retina_unet, [check])
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "check_losses_are_finite",
+        "check_gradients_reach_every_parameter",
+        "check_bfloat16",
+        "check_overfits_one_image",
+        "check_two_processes_equal_one",
+    ],
+)
+def test_retina_unet_with_hard_negatives_and_giou(check) -> None:  # what has to do with the loss
+    check_detector(
+        lambda pyramid, classes: retina_unet(pyramid, classes, loss=HnmGiou(), activation="relu"), [NAMED[check]]
+    )
 
 
 class Unsorted(RetinaUNet):
@@ -64,17 +81,74 @@ class Trusting(RetinaUNet):
         return super().forward(images, targets)
 
 
-@pytest.mark.parametrize(
-    ("broken", "check"),
-    [
-        (Unsorted, "check_detections_are_sorted_and_inside"),
-        (BfloatLoss, "check_bfloat16"),
-        (NotANumber, "check_losses_are_finite"),
-        (Forgetful, "check_state_round_trip"),
-        (Idle, "check_gradients_reach_every_parameter"),
-        (Trusting, "check_bad_targets_are_refused"),
-    ],
-)
+class TakesAnyChannels(RetinaUNet):
+    def forward(self, images, targets):
+        return super().forward(images[:, : self.pyramid.in_channels], targets)
+
+
+class SwapsAxes(RetinaUNet):
+    def postprocess(self, tensors, image_zyx):
+        return [one | {"boxes": one["boxes"][:, [2, 1, 0, 5, 4, 3]]} for one in super().postprocess(tensors, image_zyx)]
+
+
+class OtherWhenCompiled(RetinaUNet):
+    def tensors(self, images):
+        return tuple(2 * x if torch.compiler.is_compiling() else x for x in super().tensors(images))
+
+
+class FiltersInDetectOnly(RetinaUNet):
+    def detect(self, images):
+        return [{key: value[:3] for key, value in one.items()} for one in super().detect(images)]
+
+
+class LearnsNothing(RetinaUNet):
+    def forward(self, images, targets):
+        return {"loss": 0 * torch.stack([p.sum() for p in self.parameters()]).sum()}
+
+
+class NormsOverTheBatch(RetinaUNet):
+    """Pickled by what is importable: the class of the instance is RetinaUNet."""
+
+    def __new__(cls, pyramid, classes=(), **kwargs):
+        detector = RetinaUNet(pyramid, classes=classes, **kwargs)
+        detector.class_head.tower[1] = torch.nn.BatchNorm3d(16)
+        return detector
+
+
+BROKEN = [
+    (NotANumber, "check_losses_are_finite"),
+    (Idle, "check_gradients_reach_every_parameter"),
+    (Trusting, "check_bad_targets_are_refused"),
+    (Unsorted, "check_detections_are_sorted_and_inside"),
+    (SwapsAxes, "check_anisotropic_patch"),
+    (TakesAnyChannels, "check_one_and_four_channels"),
+    (Forgetful, "check_state_round_trip"),
+    (BfloatLoss, "check_bfloat16"),
+    (OtherWhenCompiled, "check_tensors_compile"),
+    (FiltersInDetectOnly, "check_tensors_export"),
+    (LearnsNothing, "check_overfits_one_image"),
+    (LearnsNothing, "check_mirrored_objects_have_mirrored_boxes"),
+    (NormsOverTheBatch, "check_two_processes_equal_one"),
+]
+
+
+@pytest.mark.parametrize(("broken", "check"), BROKEN)
 def test_a_broken_detector_fails_the_check_of_that_name(broken, check) -> None:
+    def make(pyramid, classes):
+        return retina_unet(pyramid, classes, cls=broken)
+
     with pytest.raises(AssertionError, match=rf"^{re.escape(check)}: "):
-        check_detector(lambda pyramid, classes: retina_unet(pyramid, classes, cls=broken), [getattr(kit, check)])
+        check_detector(make, [NAMED[check]])
+
+
+def test_every_check_has_been_seen_to_fail() -> None:
+    assert {check for _, check in BROKEN} == set(NAMED)
+
+
+def test_a_detector_that_is_not_exact_under_ddp_may_say_so() -> None:
+    def make(pyramid, classes):
+        detector = retina_unet(pyramid, classes, cls=NormsOverTheBatch)
+        detector.ddp_exact = False
+        return detector
+
+    check_detector(make, [NAMED["check_two_processes_equal_one"]])

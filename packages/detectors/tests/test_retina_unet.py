@@ -199,7 +199,7 @@ def spoil(name):
         ("labels", r"target 1: boxes \(3, 6\) and labels \(2,\)"),
         ("mask", r"target 1: `instances` has shape \(4, 24, 24\)"),
         ("valid", r"target 1: `valid` has shape \(4, 24, 24\)"),
-        ("instances", r"target 1: `instances` holds 0\.\.4, wanted 0\.\.3"),
+        ("instances", r"target 1: `instances` holds 1\.\.4, wanted 0\.\.3"),
     ],
 )
 def test_bad_batches_are_refused(name, message) -> None:

@@ -1,8 +1,11 @@
 """3D medical object detectors and whole-volume inference."""
 
+from .anchor_truth import AnchorTruth, anchor_truth
 from .anchors import CENTRE_OFFSET, AnchorGrid, anchor_grid
 from .atss import AnchorMatch, match_atss
 from .coder import decode, encode
+from .flavours import Flavour, FocalL1, HnmGiou
+from .hard_negatives import sample_anchors
 from .heads import BoxHead, ClassHead, SegmentationHead
 from .inference import Merging, detect_volume, restore
 from .interfaces import Detections, Detector, Mask, Pyramid, Target, Volume
@@ -10,17 +13,20 @@ from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
 from .ops import class_nms, clip, giou, iou, pairwise_giou, pairwise_iou, volume
 from .parameter_groups import parameter_groups
 from .postprocess import PostProcessing, select_detections
-from .retina_unet import FocalL1, RetinaUNet
+from .retina_unet import RetinaUNet
 
 __all__ = [
     "CENTRE_OFFSET",
     "AnchorGrid",
     "AnchorMatch",
+    "AnchorTruth",
     "BoxHead",
     "ClassHead",
     "Detections",
     "Detector",
+    "Flavour",
     "FocalL1",
+    "HnmGiou",
     "Mask",
     "Merging",
     "PostProcessing",
@@ -30,6 +36,7 @@ __all__ = [
     "Target",
     "Volume",
     "anchor_grid",
+    "anchor_truth",
     "class_nms",
     "clip",
     "cross_entropy_and_dice",
@@ -43,6 +50,7 @@ __all__ = [
     "pairwise_iou",
     "parameter_groups",
     "restore",
+    "sample_anchors",
     "select_detections",
     "sigmoid_focal_loss",
     "smooth_l1",

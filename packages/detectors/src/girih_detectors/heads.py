@@ -1,11 +1,12 @@
 """The towers that read a feature pyramid: one classifies anchors, one shifts them, both shared by all levels.
 
-conv 3^3 (no bias) - GroupNorm - LeakyReLU, twice, then a 3^3 convolution with bias: nnDetection's heads with v2's
-activation. The flat order of the output is that of `AnchorGrid`: cell, then anchor.
+conv 3^3 (no bias) - GroupNorm - activation, twice, then a 3^3 convolution with bias: nnDetection's heads, with ReLU in
+v0.1 and LeakyReLU in v2. The flat order of the output is that of `AnchorGrid`: cell, then anchor.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,14 +16,19 @@ CHANNELS_PER_GROUP = 16  # 8 groups for nnDetection's 128 channels
 INITIAL_STD = 0.01  # Lin et al. 2017, section 4.1, "Initialization"
 PRIOR = 0.01  # idem: every anchor starts as background with this probability of being an object
 
+Activation = Literal["leaky_relu", "relu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
+
 
 class ClassHead(nn.Module):
     """Logits of every class at every anchor, from maps of one width."""
 
-    def __init__(self, in_channels: int, channels: int, anchors: int, classes: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, anchors: int, classes: int, *, activation: Activation = "leaky_relu"
+    ) -> None:
         super().__init__()
         self.classes = classes
-        self.tower = _tower(in_channels, channels)
+        self.tower = _tower(in_channels, channels, activation)
         self.output = nn.Conv3d(channels, anchors * classes, 3, padding=1)
         _initialise(self)
         nn.init.constant_(self.output.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]  # it has one
@@ -35,9 +41,11 @@ class ClassHead(nn.Module):
 class BoxHead(nn.Module):
     """The six deltas of every anchor; each level scales them by a learnt number."""
 
-    def __init__(self, in_channels: int, channels: int, anchors: int, levels: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, anchors: int, levels: int, *, activation: Activation = "leaky_relu"
+    ) -> None:
         super().__init__()
-        self.tower = _tower(in_channels, channels)
+        self.tower = _tower(in_channels, channels, activation)
         self.output = nn.Conv3d(channels, anchors * 6, 3, padding=1)
         self.scales = nn.Parameter(torch.ones(levels))
         _initialise(self)
@@ -65,13 +73,15 @@ class SegmentationHead(nn.Module):
         return nn.functional.interpolate(logits, scale_factor=factor, mode="trilinear", align_corners=False)
 
 
-def _tower(in_channels: int, channels: int) -> nn.Sequential:
+def _tower(in_channels: int, channels: int, activation: Activation) -> nn.Sequential:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, wanted one of {sorted(ACTIVATIONS)}")
     units: list[nn.Module] = []
     for width in (in_channels, channels):
         units += [
             nn.Conv3d(width, channels, 3, padding=1, bias=False),
             nn.GroupNorm(_groups(channels), channels),
-            nn.LeakyReLU(inplace=True),
+            ACTIVATIONS[activation](inplace=True),
         ]
     return nn.Sequential(*units)
 

@@ -38,6 +38,8 @@ class Target(TypedDict):
     """(z, y, x) integer; value k + 1 marks the voxels of row k of `boxes`, 0 the background."""
     valid: NotRequired[Tensor]
     """(z, y, x) bool; False voxels (padding, defaced, outside) teach nothing about the background."""
+    case_id: NotRequired[str]
+    """Named in errors."""
 
 
 class Detections(TypedDict):
@@ -68,11 +70,15 @@ class Detector(Protocol):
         ...
 
     def tensors(self, images: Float[Tensor, "b c z y x"], /) -> tuple[Tensor, ...]:
-        """Return the raw output; the part that torch.export takes."""
+        """Return the raw output; the part that torch.export and torch.compile take."""
         ...
 
     def detect(self, images: Float[Tensor, "b c z y x"], /) -> list[Detections]:
         """Return the post-processed boxes of every image, without gradient."""
+        ...
+
+    def postprocess(self, tensors: Sequence[Tensor], image_zyx: tuple[int, int, int], /) -> list[Detections]:
+        """Return what `detect` returns, from the raw output of images of this many voxels."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .rank_sums import mean_over_ranks, sum_over_ranks
+from .over_ranks import mean_over_ranks, sum_over_ranks
 
-DICE_SMOOTHING = 1e-5  # in the denominator only, as nnDetection v2 (its `smooth_nom` is 0)
+DICE_DENOMINATOR = 1e-5  # nnDetection, `smooth_denom`
 
 
 def sigmoid_focal_loss(
@@ -32,12 +32,17 @@ def smooth_l1(deltas: Float[Tensor, "*n"], targets: Float[Tensor, "*n"], *, beta
 
 
 def cross_entropy_and_dice(
-    logits: Float[Tensor, "b 2 *zyx"], foreground: Bool[Tensor, " b *zyx"], valid: Bool[Tensor, " b *zyx"] | None = None
+    logits: Float[Tensor, "b 2 *zyx"],
+    foreground: Bool[Tensor, " b *zyx"],
+    valid: Bool[Tensor, " b *zyx"] | None = None,
+    *,
+    dice_numerator: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return (cross-entropy, 1 - soft Dice) of background against foreground, float32.
 
     Cross-entropy is the mean over valid voxels. Dice pools the voxels of the whole batch, over all ranks, and scores
-    only the foreground; without any foreground it is 1 and has no gradient.
+    only the foreground: (2 |shared| + dice_numerator) / (|guess| + |truth| + 1e-5). Without any foreground and with
+    nothing added to the numerator, as nnDetection v2 has it (`smooth_nom`), 1 - Dice is 1 and has no gradient.
     """
     with _float32(logits):
         logits = logits.float()
@@ -48,7 +53,7 @@ def cross_entropy_and_dice(
         guess = torch.softmax(logits, dim=1)[:, 1] * weight
         sums = torch.stack([(guess * truth).sum(), guess.sum(), truth.sum()])
         shared, guessed, true = sum_over_ranks(sums).unbind()
-        dice = 2 * shared / (guessed + true + DICE_SMOOTHING)
+        dice = (2 * shared + dice_numerator) / (guessed + true + DICE_DENOMINATOR)
         return entropy.sum() / voxels, 1 - dice
 
 

@@ -1,4 +1,4 @@
-"""Checks of a batch at the border of a detector: every message names the image and the row."""
+"""Checks of a batch at the border of a detector: every message names the image, its case if known, and the row."""
 
 from collections.abc import Sequence
 
@@ -38,40 +38,49 @@ def check_targets(
 ) -> None:
     """Check the truth of a batch.
 
+    A box may lack voxels in the mask: smaller objects may hide the object. Voxels without a box, or outside of it, are
+    a mistake: the boxes and the mask would teach different things.
+
     Args:
         targets: one per image.
         batch: number of images.
         image_zyx: their shape.
         classes: labels must lie in 0..classes - 1.
-        instances: whether a mask is required.
+        instances: whether a mask is required; if not, it is not looked at.
 
     Raises:
         ValueError: a missing or misshapen entry; a box that is not finite, has a side <= 0 or reaches out of the image;
-            a label out of range; an instance number without a box.
+            a label out of range; an instance number without a box, or with voxels outside its box (rounded outwards).
+            The message names the image, its case if the target does, and the row.
     """
     if len(targets) != batch:
         raise ValueError(f"{len(targets)} targets for {batch} images")
     for sample, target in enumerate(targets):
-        _check_boxes(target, sample, image_zyx, classes)
+        where = f"target {sample} (case {target['case_id']!r})" if "case_id" in target else f"target {sample}"
+        for key in ("boxes", "labels"):
+            if key not in target:
+                raise ValueError(f"{where} has no `{key}`; an image without objects has 0 rows")
+        _check_boxes(target, where, image_zyx, classes)
         if instances and "instances" not in target:
             raise ValueError(
-                f"target {sample} has no `instances`, which the segmentation head needs; "
+                f"{where} has no `instances`, which the segmentation head needs; "
                 "build the detector with segmentation=False to train on boxes alone"
             )
         if instances:
-            _check_instances(target, sample, image_zyx)
-        if "valid" in target and tuple(target["valid"].shape) != image_zyx:
-            raise ValueError(
-                f"target {sample}: `valid` has shape {tuple(target['valid'].shape)}, the image {image_zyx}"
-            )
+            _check_map(target["instances"], "instances", where, image_zyx, "integers")
+            _check_instances(target["instances"], target["boxes"], where)
+        if "valid" in target:
+            _check_map(target["valid"], "valid", where, image_zyx, "bool")
 
 
-def _check_boxes(target: Target, sample: int, image_zyx: tuple[int, int, int], classes: int) -> None:
+def _check_boxes(target: Target, where: str, image_zyx: tuple[int, int, int], classes: int) -> None:
     boxes, labels = target["boxes"], target["labels"]
     if boxes.ndim != 2 or boxes.shape[1] != 6 or labels.shape != boxes.shape[:1]:
         raise ValueError(
-            f"target {sample}: boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)}, wanted (n, 6) and (n,)"
+            f"{where}: boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)}, wanted (n, 6) and (n,)"
         )
+    if labels.dtype != torch.int64:
+        raise ValueError(f"{where}: labels are {labels.dtype}, wanted torch.int64")
     limit = boxes.new_tensor(image_zyx)
     faults = torch.stack(
         [
@@ -84,7 +93,7 @@ def _check_boxes(target: Target, sample: int, image_zyx: tuple[int, int, int], c
     if not bool(faults.any()):  # the one synchronisation of a good image
         return
     row = int(faults.any(0).nonzero()[0])
-    found = f"target {sample}, row {row}: box {boxes[row].tolist()}"
+    found = f"{where}, row {row}: box {boxes[row].tolist()}"
     not_finite, no_side, outside, _ = faults[:, row].tolist()
     if not_finite:
         raise ValueError(f"{found} is not finite")
@@ -92,16 +101,33 @@ def _check_boxes(target: Target, sample: int, image_zyx: tuple[int, int, int], c
         raise ValueError(f"{found} has a side <= 0, wanted z0 < z1, y0 < y1, x0 < x1")
     if outside:
         raise ValueError(f"{found} reaches out of the image {image_zyx}")
-    raise ValueError(f"target {sample}, row {row}: label {int(labels[row])}, wanted 0..{classes - 1}")
+    raise ValueError(f"{where}, row {row}: label {int(labels[row])}, wanted 0..{classes - 1}")
 
 
-def _check_instances(target: Target, sample: int, image_zyx: tuple[int, int, int]) -> None:
-    mask = target["instances"]
-    if tuple(mask.shape) != image_zyx:
-        raise ValueError(f"target {sample}: `instances` has shape {tuple(mask.shape)}, the image {image_zyx}")
-    low, high = (int(v) for v in torch.aminmax(mask))
-    if low < 0 or high > len(target["boxes"]):
+def _check_map(found: Tensor, name: str, where: str, image_zyx: tuple[int, int, int], kind: str) -> None:
+    if tuple(found.shape) != image_zyx:
+        raise ValueError(f"{where}: `{name}` has shape {tuple(found.shape)}, the image {image_zyx}")
+    is_bool, is_integer = found.dtype == torch.bool, not (found.is_floating_point() or found.is_complex())
+    if not (is_bool if kind == "bool" else is_integer and not is_bool):
+        raise ValueError(f"{where}: `{name}` is {found.dtype}, wanted {kind}")
+
+
+def _check_instances(mask: Tensor, boxes: Tensor, where: str) -> None:
+    voxels = mask.nonzero()
+    numbers = mask[tuple(voxels.T)].long()
+    rows = (numbers - 1).clamp(0, max(0, len(boxes) - 1))
+    unknown = (numbers < 0) | (numbers > len(boxes))
+    bounds = torch.cat([boxes[:, :3].floor(), boxes[:, 3:].ceil()], dim=1) if len(boxes) else boxes.new_zeros(1, 6)
+    outside = ((voxels < bounds[rows, :3]) | (voxels >= bounds[rows, 3:])).any(1)
+    if not bool((unknown | outside).any()):
+        return
+    if bool(unknown.any()):
         raise ValueError(
-            f"target {sample}: `instances` holds {low}..{high}, wanted 0..{len(target['boxes'])} "
+            f"{where}: `instances` holds {int(numbers.min())}..{int(numbers.max())}, wanted 0..{len(boxes)} "
             "(row k of the boxes is number k + 1)"
         )
+    row = int(rows[outside].min())
+    voxel = voxels[outside & (rows == row)][0].tolist()
+    raise ValueError(
+        f"{where}, row {row}: `instances` has number {row + 1} at voxel {voxel}, outside the box {boxes[row].tolist()}"
+    )
