@@ -1,0 +1,95 @@
+"""The heads of one annotated dataset: from the neck's maps to the sums that its loss is made of."""
+
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from girih_ssl.interfaces import DatasetInfo, Triple
+from girih_ssl.region_loss import RegionSums, membership, region_sums
+from girih_ssl.supervision import at_strides
+
+LARGEST_LABEL = 32767  # of int16, as which label maps are stored
+
+
+class DatasetHeads(nn.ModuleDict):
+    """One convolution of size 1 per supervised level, by the level's number, for the regions of one dataset.
+
+    With softmax logit 0 is the background's and logit r + 1 that of region r; with sigmoid logit r is that of region r.
+
+    Args:
+        name: the dataset, for messages.
+        info: its classes.
+        channels: channels of the neck's map by supervised level, finest first.
+
+    Raises:
+        ValueError: `info` is not sound; names the dataset and the field.
+    """
+
+    members: Bool[Tensor, "r v"]
+
+    def __init__(self, name: str, info: DatasetInfo, channels: Mapping[int, int]) -> None:
+        check_info(name, info)
+        self.regions = len(info["regions"])
+        self.exclusive = info["activation"] == "softmax"
+        outputs = self.regions + self.exclusive
+        super().__init__({str(level): nn.Conv3d(width, outputs, kernel_size=1) for level, width in channels.items()})
+        self.register_buffer("members", membership(info["regions"]), persistent=False)
+
+    def forward(
+        self, maps: Mapping[int, Tensor], strides: Mapping[int, Triple], semantic: Int[Tensor, "n z y x"]
+    ) -> RegionSums:
+        """Return the sums of every level, stacked, for the maps (n, channels, z / stride, ...) by level, finest first.
+
+        The logits of the finest are brought to the grid of `semantic`, trilinearly; for the others `semantic` is
+        brought to their grid, see `at_strides`. A negative label is ignored, one that is in no region is background.
+        """
+        finest = next(iter(maps))
+        found = []
+        for level, x in maps.items():
+            labels = semantic if level == finest else at_strides(semantic, strides[level])
+            logits = self[str(level)](x)
+            # Computed again in the backward pass: what autograd would keep of it is several times the logits.
+            inputs = (logits, labels, self.members, self.exclusive)
+            found.append(checkpoint(_sums_on_grid, *inputs, use_reentrant=False, preserve_rng_state=False))
+        entropy, voxels, overlap = (torch.stack(sums) for sums in zip(*found, strict=True))
+        return RegionSums(entropy, voxels, overlap)
+
+    def nothing(self) -> RegionSums:
+        """Return the sums of no sample."""
+        zeros = torch.zeros(len(self), 3, self.regions, device=self.members.device)
+        return RegionSums(zeros[:, 0, 0], zeros[:, 0, 0], zeros)
+
+
+def check_info(name: str, info: DatasetInfo) -> None:
+    """Raise ValueError unless what a dataset says of itself is sound."""
+    where, regions = f"dataset {name!r}", info["regions"]
+    if info["channels"] < 1:
+        raise ValueError(f"{where}: found {info['channels']} channels, wanted 1 or more")
+    if info["activation"] not in ("sigmoid", "softmax"):
+        raise ValueError(f"{where}: found activation {info['activation']!r}, wanted 'sigmoid' or 'softmax'")
+    if not info["classes"] or len(info["classes"]) != len(regions):
+        raise ValueError(
+            f"{where}: found {len(info['classes'])} classes and {len(regions)} regions, wanted a region for each of at "
+            "least one class"
+        )
+    for title, region in zip(info["classes"], regions, strict=True):
+        if not region or not all(0 <= label <= LARGEST_LABEL for label in region):
+            raise ValueError(f"{where}, class {title!r}: found labels {region}, wanted some of 0 to {LARGEST_LABEL}")
+    if info["activation"] == "softmax":
+        for (first, a), (second, b) in combinations(zip(info["classes"], regions, strict=True), 2):
+            if shared := sorted(set(a) & set(b)):
+                raise ValueError(
+                    f"{where}: found the labels {shared} in both {first!r} and {second!r}, wanted none under softmax; "
+                    "with sigmoid regions may overlap"
+                )
+
+
+def _sums_on_grid(logits: Tensor, labels: Tensor, members: Tensor, exclusive: bool) -> RegionSums:
+    if logits.shape[2:] != labels.shape[1:]:
+        logits = F.interpolate(logits, size=tuple(labels.shape[1:]), mode="trilinear", align_corners=False)
+    return region_sums(logits, labels, members, exclusive=exclusive)
