@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from girih.loop import Recipe, Training, to_device, train
+from girih.loop import Training, to_device, train
+from girih.recipes import Recipe
 from girih.runs import RunFolder
 
 

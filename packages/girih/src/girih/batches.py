@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,6 +26,25 @@ class Survey:
     """None: not known, or not the same in all cases."""
     sha256: str
     """Of the cases' names and the checksums of what they hold."""
+
+
+def open_stores(paths: Collection[Path]) -> dict[str, girih_data3d.Store]:
+    """Open prepared datasets, by their names.
+
+    Raises:
+        ValueError: no path, or two datasets of one name.
+    """
+    stores: dict[str, girih_data3d.Store] = {}
+    for path in paths:
+        store = girih_data3d.Store.open(path)
+        if store.name in stores:
+            raise ValueError(
+                f"{stores[store.name].root} and {path} are both of the name {store.name!r}, wanted each once"
+            )
+        stores[store.name] = store
+    if not stores:
+        raise ValueError("no dataset is given, wanted at least one")
+    return stores
 
 
 def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: bool = False) -> Survey:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim.swa_utils import AveragedModel
 
 from girih.atomic import write_json, write_text
 from girih.runs import read_json
@@ -28,11 +29,17 @@ KEEP = 2  # the newest, and one before it should a disk lose the newest
 
 
 def save_checkpoint(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    average: AveragedModel | None = None,
 ) -> Path:
     """Write `folder/step_<9 digits>/` and point `folder/latest` to it. Called by every process.
 
-    `state` holds g, epoch, step, world and config_sha256.
+    `state` holds g, epoch, step, world and config_sha256; `average` is the moving average of the model, if one is kept.
     """
     final = folder / f"step_{state['step']:09d}"
     partial = folder / f".{final.name}.partial"
@@ -45,6 +52,8 @@ def save_checkpoint(
     train = {"optimizer": get_optimizer_state_dict(model, optimizer, options=FULL)}
     if accelerator.scaler is not None:
         train["scaler"] = accelerator.scaler.state_dict()
+    if average is not None:
+        train["average"] = average.state_dict()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
@@ -64,9 +73,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    checkpoint: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config_sha256: str
+    checkpoint: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config_sha256: str,
+    *,
+    average: AveragedModel | None = None,
 ) -> dict[str, Any]:
-    """Put a checkpoint's state into `model` and `optimizer` and return its state.json. Called by every process.
+    """Put a checkpoint's state into its owners and return its state.json. Called by every process.
 
     Raises:
         ValueError: it was written by another configuration or another number of processes, or a file is damaged.
@@ -87,6 +102,8 @@ def load_checkpoint(
     set_optimizer_state_dict(model, optimizer, train["optimizer"], options=options)
     if accelerator.scaler is not None and "scaler" in train:
         accelerator.scaler.load_state_dict(train["scaler"])
+    if average is not None:
+        average.load_state_dict(train["average"])
     random = _load(checkpoint / f"rng_{accelerator.process_index}.pt")
     torch.set_rng_state(random["cpu"])
     if "cuda" in random and torch.cuda.is_available():
@@ -94,12 +111,18 @@ def load_checkpoint(
     return state
 
 
-def load_model(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint's model.safetensors.
+def load_model(checkpoint: Path, *, averaged: bool = False) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint's model, or of its moving average.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        ValueError: the file is missing or damaged, or holds no average.
     """
+    if averaged:
+        path = checkpoint / "train.pt"
+        tensors = _load(path, mmap=True).get("average")
+        if tensors is None:
+            raise ValueError(f"{path}: holds no moving average of the weights")
+        return {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
     path = checkpoint / "model.safetensors"
     try:
         return dict(load_file(path))
@@ -129,9 +152,10 @@ def _random_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, *, mmap: bool = False) -> Any:
+    """Read what torch.save wrote; with `mmap` only what is used of it."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 

@@ -51,17 +51,18 @@ def run(name: str, arguments: list[str]) -> None:
     """Parse the options of the command `name` and run it."""
     import tyro
 
-    command: Any = getattr(importlib.import_module(f"girih.commands.{name}"), name.capitalize())
-    program = f"girih {name}"
+    module: Any = importlib.import_module(f"girih.commands.{name}")
+    command, program, options = getattr(module, name.capitalize()), f"girih {name}", {}
     if name == "pretrain":
-        from girih.commands.pretrain import choose_objective
-
-        chosen = choose_objective(arguments)
+        chosen = module.choose_objective(arguments)
         if chosen is None:
             return
         objective, arguments = chosen
         command, program = command[objective[1]], f"{program} {objective[0]}"
-    tyro.cli(command, prog=program, args=arguments).run()
+    elif name == "finetune":
+        defaults, arguments = module.choose_schedule(arguments)
+        options["default"] = command(data=tyro.MISSING, out=tyro.MISSING, **defaults)
+    tyro.cli(command, prog=program, args=arguments, **options).run()
 
 
 def usage() -> str:

@@ -17,60 +17,17 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from girih.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from girih.recipes import Recipe, require
 from girih.report import progress_png
 from girih.runs import RunFolder, config_sha256, flat
 
 Batch = dict[str, Any]
 STAYS_ON_CPU = {"seed", "index", "start", "affine"}
-SECONDS_BETWEEN_PLOTS = 30.0
-SECONDS_BETWEEN_LINES = 30.0  # in a log, where no bar is drawn
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is optimised."""
-
-    steps: int
-    """Optimiser steps in all."""
-    lr: float
-    """Learning rate after warm-up; it then falls as (1 - t/T)^0.9 ("poly")."""
-    warmup_steps: int = 0
-    """Steps over which the rate rises linearly from 1e-6."""
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with Nesterov momentum."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    weight_decay: float = 3e-5
-    """Decay of the weights."""
-    clip_norm: float = 0.0
-    """Largest norm of the gradient; 0: not clipped."""
-
-    def __post_init__(self) -> None:
-        _require("steps", self.steps, self.steps >= 1, "1 or more")
-        _require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number above 0")
-        _require(
-            "warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.steps, f"0 to steps - 1 = {self.steps - 1}"
-        )
-        _require("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
-        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        _require("clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
-
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of step `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return 1e-6 + (self.lr - 1e-6) * step / self.warmup_steps
-        rest = max(1, self.steps - self.warmup_steps)
-        return float(self.lr * (1 - (step - self.warmup_steps) / rest) ** 0.9)
-
-    def make_optimiser(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
-        """Return the optimiser over parameters or parameter groups."""
-        if self.optimiser == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
-        )
+BETWEEN_PLOTS_S = 30.0
+BETWEEN_LINES_S = 30.0  # in a log, where no bar is drawn
 
 
 @dataclass(frozen=True)
@@ -93,9 +50,9 @@ class Training:
     """Experiment trackers known to Accelerate, for example wandb or tensorboard; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
-        _require("seed", self.seed, self.seed >= 0, "0 or more")
-        _require("checkpoint_every", self.checkpoint_every, self.checkpoint_every >= 1, "1 or more")
-        _require("workers", self.workers, self.workers >= 0, "0 or more")
+        require("seed", self.seed, self.seed >= 0, "0 or more")
+        require("checkpoint_every", self.checkpoint_every, self.checkpoint_every >= 1, "1 or more")
+        require("workers", self.workers, self.workers >= 0, "0 or more")
 
     def make_accelerator(self, folder: RunFolder) -> Accelerator:
         """Return the Accelerator of this process: its device, mixed precision, and rank under torchrun.
@@ -131,8 +88,9 @@ def train(
     n_per_epoch: int,
     title: str,
     on_checkpoint: Callable[[nn.Module, int], None],
+    lr_at: Callable[[str, int], float] | None = None,
 ) -> nn.Module:
-    """Train `model` for `recipe.steps` steps and return it, unwrapped.
+    """Train `model` for `recipe.steps` steps and return it, unwrapped, or its moving average where the recipe has one.
 
     Args:
         model: the module; DDP wraps it when there are several processes.
@@ -147,7 +105,8 @@ def train(
         batch_size: samples per step over all processes.
         n_per_epoch: samples per epoch, for the record.
         title: what the progress bar says.
-        on_checkpoint: called on the main process after each checkpoint with the unwrapped model and the step.
+        on_checkpoint: called on the main process after each checkpoint with what is returned at last, and the step.
+        lr_at: (name of a parameter group, step) -> its learning rate; None: the recipe's, for all groups.
 
     Raises:
         ValueError: the folder holds another run, or one that is not to be resumed, or the loss is no longer finite.
@@ -160,11 +119,16 @@ def train(
     if training.trackers:
         accelerator.init_trackers("girih", config=flat(config["settings"]))
     optimiser = recipe.make_optimiser(groups)
+    average = None
+    if recipe.ema_decay > 0:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))  # type: ignore[no-untyped-call]
+        average.module.to(accelerator.device)  # not its counter, which is read on the CPU at every step
     model, optimiser = accelerator.prepare(model, optimiser)
     plain_model: nn.Module = accelerator.unwrap_model(model)
+    result = plain_model if average is None else average.module
     sha256, step, seconds = config_sha256(config), 0, 0.0
     if training.resume and (checkpoint := latest_checkpoint(folder.checkpoints)):
-        state = load_checkpoint(checkpoint, accelerator, model, optimiser, sha256)
+        state = load_checkpoint(checkpoint, accelerator, model, optimiser, sha256, average=average)
         step, seconds = state["step"], state["seconds"]
     elif training.resume:
         accelerator.print(f"{folder.path} has no checkpoint yet: {title} begins at step 0", file=sys.stderr)
@@ -182,19 +146,34 @@ def train(
             "world": accelerator.num_processes,
             "config_sha256": sha256,
         }
-        save_checkpoint(folder.checkpoints, accelerator, model, optimiser, state)
+        save_checkpoint(folder.checkpoints, accelerator, model, optimiser, state, average=average)
         if accelerator.is_main_process:
-            on_checkpoint(plain_model, step)
+            on_checkpoint(result, step)
             progress_png(folder.metrics, folder.path / "progress.png")
 
     model.train()
     with _progress(accelerator) as progress:
         bar = progress.add_task(title, total=recipe.steps, completed=step, loss="")
         began, plotted, told = time.monotonic() - seconds, time.monotonic(), time.monotonic()
+
+        def note(row: Row) -> None:
+            nonlocal told
+            losses = row.losses()
+            if not math.isfinite(losses["loss"]):
+                raise ValueError(f"the loss became {losses['loss']} at step {row.step}; a lower learning rate may help")
+            if accelerator.is_main_process:
+                folder.log({"step": row.step, **losses, "lr": row.lr, "seconds": round(row.seconds, 3)})
+            accelerator.log(losses, step=row.step)
+            progress.update(bar, completed=row.step, loss=f"loss {losses['loss']:.4f}")
+            if not progress.console.is_terminal and time.monotonic() - told > BETWEEN_LINES_S:
+                line = f"{title}: step {row.step} of {recipe.steps}, loss {losses['loss']:.4f}"
+                accelerator.print(line, file=sys.stderr)
+                told = time.monotonic()
+
+        before: Row | None = None
         for batch in make_batches(step) if step < recipe.steps else ():
-            lr = recipe.lr_at(step)
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = recipe.lr_at(step) if lr_at is None else lr_at(group["name"], step)
             with accelerator.autocast():
                 losses = losses_of(model, to_device(batch, accelerator.device))
             accelerator.backward(losses["loss"])
@@ -204,31 +183,31 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             if after_step is not None:
                 after_step()
+            if average is not None:
+                average.update_parameters(plain_model)
             step += 1
             seconds = time.monotonic() - began
 
-            row = mean_over_ranks(losses, accelerator)
-            if not math.isfinite(row["loss"]):
-                raise ValueError(f"the loss became {row['loss']} at step {step}; a lower learning rate may help")
-            if accelerator.is_main_process:
-                folder.log({"step": step, **row, "lr": lr, "seconds": round(seconds, 3)})
-            accelerator.log(row, step=step)
-            progress.update(bar, completed=step, loss=f"loss {row['loss']:.4f}")
-            if not progress.console.is_terminal and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                accelerator.print(f"{title}: step {step} of {recipe.steps}, loss {row['loss']:.4f}", file=sys.stderr)
-                told = time.monotonic()
+            lr = max(group["lr"] for group in optimiser.param_groups)
+            row = Row(step, lr, seconds, mean_over_ranks(losses, accelerator))
+            if before is not None:
+                note(before)  # of the step before: a GPU works on this one meanwhile
+            before = row
+            if step == recipe.steps or step % training.checkpoint_every == 0:
+                note(row)
+                before = None
             if step % training.checkpoint_every == 0 and step < recipe.steps:
                 checkpoint_now()
-            elif accelerator.is_main_process and time.monotonic() - plotted > SECONDS_BETWEEN_PLOTS:
+            elif accelerator.is_main_process and step > started + 1 and time.monotonic() - plotted > BETWEEN_PLOTS_S:
                 progress_png(folder.metrics, folder.path / "progress.png")
                 plotted = time.monotonic()
         if step > started:
             checkpoint_now()
         elif accelerator.is_main_process:
-            on_checkpoint(plain_model, step)  # a run resumed after its end may have been killed before this
+            on_checkpoint(result, step)  # a run resumed after its end may have been killed before this
     accelerator.end_training()
     accelerator.print(f"{title} done: {folder.path}", file=sys.stderr)
-    return plain_model
+    return result
 
 
 def warn(accelerator: Accelerator, warnings: Iterable[str]) -> None:
@@ -237,21 +216,35 @@ def warn(accelerator: Accelerator, warnings: Iterable[str]) -> None:
         accelerator.print(f"warning: {warning}", file=sys.stderr)
 
 
-def _require(name: str, found: object, good: bool, wanted: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {found}, wanted {wanted}")
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch's tensors, but not what is read on the CPU: moving it would only wait for the device twice."""
     return {key: value if key in STAYS_ON_CPU else _move(value, device) for key, value in batch.items()}
 
 
-def mean_over_ranks(losses: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Return the losses as floats, averaged over the processes; one transfer for all of them."""
+@dataclass(frozen=True)
+class Row:
+    """What is logged of a step."""
+
+    step: int
+    lr: float
+    seconds: float
+    losses: Callable[[], dict[str, float]]
+    """Gives the values; waits for them."""
+
+
+def mean_over_ranks(losses: Mapping[str, Tensor], accelerator: Accelerator) -> Callable[[], dict[str, float]]:
+    """Start to average the losses over the processes and to copy them, and return what waits for them as floats."""
     stacked = torch.stack([value.detach().float() for value in losses.values()])
     reduced: Tensor = accelerator.reduce(stacked, reduction="mean")
-    return dict(zip(losses, reduced.tolist(), strict=True))
+    host, names = reduced.to("cpu", non_blocking=True), tuple(losses)
+    copied = torch.cuda.current_stream(reduced.device).record_event() if reduced.is_cuda else None
+
+    def wait() -> dict[str, float]:
+        if copied is not None:
+            copied.synchronize()
+        return dict(zip(names, host.tolist(), strict=True))
+
+    return wait
 
 
 def _move(value: Any, device: torch.device) -> Any:

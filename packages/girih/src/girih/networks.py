@@ -1,7 +1,7 @@
 """Puts networks together from a plan: the one place where backbones meet objectives and detectors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -50,21 +50,54 @@ def make_detector(
 
 
 def make_objective(
-    config: Any, plan: Plan, *, patch_zyx: tuple[int, int, int], in_channels: int, seed: int
+    config: Any,
+    plan: Plan,
+    *,
+    patch_zyx: tuple[int, int, int],
+    in_channels: int,
+    seed: int,
+    neck: Literal["unet", "plan"] = "unet",
+    datasets: Mapping[str, girih_ssl.DatasetInfo] | None = None,
 ) -> nn.Module:
-    """Return the objective on the plan's encoder and a U-Net decoder, with weights drawn from `seed`."""
+    """Return the objective on the plan's encoder and a U-Net decoder or the plan's neck, with weights from `seed`.
+
+    Raises:
+        ValueError: the plan's neck is asked for, but it has none, or the parts do not suit the objective.
+    """
+    decoder: girih_backbones.Description = {"class": "UNetDecoder", "kwargs": {}}
+    if neck == "plan":
+        if plan.neck is None:
+            raise ValueError("neck is 'plan', but the plan has no neck")
+        decoder = _description(plan.neck)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = make_encoder(plan, in_channels)
         parts = girih_ssl.Parts(
             encoder=encoder,
-            make_neck=lambda: girih_backbones.UNetDecoder(encoder.channels, encoder.strides),
+            make_neck=lambda: girih_backbones.make_neck(decoder, encoder),
             make_stem=lambda channels: girih_backbones.make_stem(encoder, channels),
             in_channels=in_channels,
             patch_zyx=patch_zyx,
+            datasets={} if datasets is None else datasets,
         )
         objective: nn.Module = config.build(parts)
         return objective
+
+
+def trained_encoder(objective: Any, *, first: str) -> tuple[girih_backbones.Encoder, nn.ModuleDict | None]:
+    """Return an objective's encoder and its stems of single datasets, if it has any.
+
+    The encoder's own stem is not trained then: the one returned is a copy that has the stem of the dataset `first`.
+    """
+    stems: nn.ModuleDict | None = getattr(objective, "stems", None)
+    if stems is None:
+        return objective.encoder, None
+    own = objective.encoder
+    with torch.random.fork_rng():  # its starting values are drawn, and overwritten
+        encoder = girih_backbones.make_encoder(girih_backbones.describe(own), own.in_channels)
+    stem = {f"stem.{name}": tensor for name, tensor in stems[first].state_dict().items()}
+    encoder.load_state_dict({**own.state_dict(), **stem})
+    return encoder, stems
 
 
 def initialise(

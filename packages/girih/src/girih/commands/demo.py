@@ -15,8 +15,9 @@ from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
 from girih.commands.pretrain import Pretrain
 from girih.commands.samples import fetch_with_progress
-from girih.loop import Recipe, Training
+from girih.loop import Training
 from girih.plans import PRESETS
+from girih.recipes import Recipe
 from girih.report import Arm, write_report
 from girih.runs import versions
 from girih.samples.lidc_in_ct import write_lidc_in_ct
@@ -71,7 +72,7 @@ class Demo:
         console.print("[bold]2/5[/] pre-training on unlabelled scans")
         runs = self.out / "runs"
         Pretrain(
-            data=self.out / "unlabelled",
+            data=(self.out / "unlabelled",),
             out=runs / "pretrain",
             objective=MAEConfig(),
             plan="demo",

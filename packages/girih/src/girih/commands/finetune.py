@@ -1,10 +1,13 @@
 """`girih finetune`: train Retina U-Net on a labelled dataset, from scratch or from pre-trained weights."""
 
+import argparse
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from torch import nn
@@ -15,21 +18,32 @@ import girih_data3d
 from girih.atomic import write_text
 from girih.augment import make_augmentation
 from girih.batches import images_and_targets, make_batches, plan_differences, survey
-from girih.loop import Recipe, Training, train, warn
+from girih.loop import Training, train, warn
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
+from girih.recipes import Recipe, require, sawtooth_lr
 from girih.runs import RunFolder, run_config
 from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
+_NNUNET = Recipe(steps=125_000, lr=1e-3, warmup_steps=12_500)  # 50 epochs of nnU-Net's 250 steps of warm-up
+SCHEDULES: Mapping[str, Mapping[str, Any]] = {
+    "nndetection": {"recipe": Recipe(steps=125_000, lr=1e-2, warmup_steps=4000)},
+    "nnunet": {"recipe": _NNUNET},
+    "sawtooth": {"recipe": _NNUNET, "head_first": True},
+}
+"""Defaults by name, as keyword arguments of `Finetune`."""
 
 
 @dataclass(frozen=True)
 class Finetune:
     """Train Retina U-Net.
 
-    The defaults are the study's (Eckstein et al. 2025: SGD 1e-2, 50 x 2500 steps, patch 128, batch 4). Other than
-    there, precision is full unless asked for.
+    The defaults are the study's, from scratch and from pre-trained weights (Eckstein et al. 2025: SGD 1e-2, 50 x 2500
+    steps, patch 128, batch 4). Other than there, precision is full unless asked for.
+
+    --schedule NAME chooses other defaults, which single options override. nndetection: these; 4000 steps of warm-up.
+    nnunet: lr 1e-3 after 12,500 steps of warm-up, as nnU-Net is fine-tuned. sawtooth: the same with --head-first.
     """
 
     data: Path
@@ -49,7 +63,9 @@ class Finetune:
     """Average a kernel along the axes on which the plan's is 1, for anisotropic plans."""
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, demo) or a plan.json: network, patch, batch, anchors."""
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: SCHEDULES["nndetection"]["recipe"])
+    head_first: bool = False
+    """Warm up twice: first all but the encoder, which stays as it was loaded, then everything. Needs --weights."""
     object_fraction: float = 0.5
     """Share of patches placed on an object."""
     segmentation: bool = True
@@ -64,6 +80,13 @@ class Finetune:
         Raises:
             ValueError: the data, plan, weights and run do not fit; the message says which and why.
         """
+        if self.head_first:
+            require("head_first", True, self.weights is not None, "False without pre-trained weights")
+            warmups = 2 * self.recipe.warmup_steps
+            require(
+                "steps", self.recipe.steps, self.recipe.steps > warmups, f"more than the {warmups} of both warm-ups"
+            )
+        lr_at = partial(sawtooth_lr, self.recipe) if self.head_first else None
         folder = RunFolder(self.out)
         accelerator = self.training.make_accelerator(folder)
         plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
@@ -114,7 +137,7 @@ class Finetune:
             ),
             lambda model, batch: model(*images_and_targets(batch)),
             self.recipe,
-            parameter_groups(detector, self.recipe.weight_decay),
+            _groups(detector, self.recipe.weight_decay),
             training=self.training,
             accelerator=accelerator,
             folder=folder,
@@ -123,6 +146,7 @@ class Finetune:
             n_per_epoch=n_per_epoch,
             title="fine-tuning",
             on_checkpoint=keep_transfer,
+            lr_at=lr_at,
         )
 
     def _initialise(
@@ -148,3 +172,24 @@ class Finetune:
             accelerator.print(f"{self.weights}: {line}", file=sys.stderr)
         warn(accelerator, warnings)
         return report.to_json()
+
+
+def choose_schedule(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the defaults that --schedule names, as keyword arguments of `Finetune`, and the other arguments."""
+    parser = argparse.ArgumentParser(prog="girih finetune", add_help=False, allow_abbrev=False)
+    parser.add_argument("--schedule", choices=list(SCHEDULES), default="nndetection")
+    found, others = parser.parse_known_args(arguments)
+    return dict(SCHEDULES[found.schedule]), others
+
+
+def _groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the detector's parameter groups, each cut into those called "encoder" and "head"."""
+    pyramid: Any = detector.pyramid
+    inside = {id(parameter) for parameter in pyramid.encoder.parameters()}
+    groups = []
+    for group in parameter_groups(detector, weight_decay):
+        for name, wanted in (("encoder", True), ("head", False)):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in inside) is wanted]
+            if chosen:
+                groups.append({**group, "name": name, "params": chosen})
+    return groups

@@ -119,7 +119,8 @@ def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
         seed=0,
     )
     try:
-        detector.load_state_dict(load_model(checkpoint))
+        averaged = config["settings"]["recipe"].get("ema_decay", 0) > 0
+        detector.load_state_dict(load_model(checkpoint, averaged=averaged))
     except RuntimeError as error:
         raise ValueError(f"{checkpoint}: does not fit the plan in {run}/config.json: {error}") from error
     return detector, plan, config, checkpoint.name

@@ -1,41 +1,58 @@
 """`girih pretrain OBJECTIVE`: train an encoder without (or with) labels and write its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
+from accelerate import Accelerator
 from tyro.conf import OmitArgPrefixes
 
 import girih_backbones
 import girih_data3d
+import girih_data3d.torch
 import girih_ssl
-from girih.batches import make_batches, plan_differences, survey
-from girih.loop import Recipe, Training, train, warn
-from girih.networks import make_objective
+from girih.batches import Survey, make_batches, open_stores, plan_differences, survey
+from girih.labels import LabelMeanings, read_meanings
+from girih.loop import Training, to_device, train, warn
+from girih.networks import make_objective, trained_encoder
 from girih.plans import load_plan
+from girih.recipes import Recipe
+from girih.report import reconstruction_png
 from girih.runs import RunFolder, plain, run_config, versions
 
 Objective = TypeVar("Objective")
 STEPS_PER_EPOCH = 250  # as nnU-Net counts
+LABELLED_SHARE = 1 / 3
+"""Of patches centred on a labelled voxel, where the objective reads semantic labels, as nnU-Net draws them."""
+SHOWN = 3
+"""Samples in reconstruction.png: the first of the run, always the same."""
 
 
 @dataclass(frozen=True)
 class Pretrain(Generic[Objective]):
-    """Pre-train an encoder on a prepared dataset.
+    """Pre-train an encoder on prepared datasets.
 
     The defaults are the study's schedule and sizes (Eckstein et al. 2025, section 2.2: 4000 epochs of 250 steps, SGD
     1e-2, patch 192, batch 12). Other than there, precision is full unless asked for, and the rate falls at every step,
     not at every epoch.
     """
 
-    data: Path
-    """A dataset made by `girih prepare`."""
+    data: tuple[Path, ...]
+    """Datasets made by `girih prepare`. Supervised objectives draw each with a frequency that grows with the square
+    root of its size, others draw all cases alike."""
     out: Path
-    """The run's folder: settings, metrics, plot, checkpoints and encoder.safetensors."""
+    """The run's folder: settings, metrics, plots, checkpoints and encoder.safetensors."""
     objective: Objective
+    datasets: Path | None = None
+    """JSON that says which label values are which class, for supervised objectives; without it every value of the
+    semantic labels is a class, see the README of girih."""
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, demo) or a plan.json: which encoder."""
+    neck: Literal["unet", "plan"] = "unet"
+    """What decodes the encoder's maps: a U-Net decoder, or the plan's neck for objectives that train all of its maps,
+    such as multitalent on the U-FPN of Retina U-Net."""
     patch_zyx: tuple[int, int, int] = (192, 192, 192)
     """Training patch, voxels."""
     batch_size: int = 12
@@ -55,42 +72,71 @@ class Pretrain(Generic[Objective]):
         """
         folder = RunFolder(self.out)
         accelerator = self.training.make_accelerator(folder)
-        plan, store = load_plan(self.plan), girih_data3d.Store.open(self.data)
-        warn(accelerator, plan_differences(replace(plan, classes=None), store))
-        found = survey(store)
+        plan, stores = load_plan(self.plan), open_stores(self.data)
+        for store in stores.values():
+            warn(accelerator, plan_differences(replace(plan, classes=None), store))
+        found = {name: survey(store) for name, store in stores.items()}
+        told = {} if self.datasets is None else read_meanings(self.datasets, tuple(stores.values()))
+        meanings = LabelMeanings(tuple(stores.values()), told)
         objective: Any = make_objective(
-            self.objective, plan, patch_zyx=self.patch_zyx, in_channels=found.in_channels, seed=self.training.seed
+            self.objective,
+            plan,
+            patch_zyx=self.patch_zyx,
+            in_channels=next(iter(found.values())).in_channels,
+            seed=self.training.seed,
+            neck=self.neck,
+            datasets=meanings,
         )
-        survey(store, labels=objective.requires & {"instances", "semantic"})
+        for store in stores.values():
+            survey(store, labels=objective.requires & {"instances", "semantic"})
+        by_dataset = "dataset" in objective.requires
+        if not by_dataset:
+            _refuse_mixed_channels(found)
+        if told and not by_dataset:
+            raise ValueError(f"{self.datasets} says what labels mean, but this objective reads no labels")
         n_per_epoch = STEPS_PER_EPOCH * self.batch_size
+        counts = {name: len(store) for name, store in stores.items()}
         sampler = girih_data3d.PatchSampler(
             self.patch_zyx,
-            object_fraction=0.0,
+            object_fraction=LABELLED_SHARE if "semantic" in objective.requires else 0.0,
+            around="semantic",
             geometry=girih_data3d.Geometry(order=3) if self.augment else None,
+            dataset_weights=girih_ssl.dataset_weights(counts) if by_dataset else None,
             seed=self.training.seed,
         )
-        dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch)
+        dataset = girih_data3d.PatchDataset(tuple(stores.values()), sampler, n_per_epoch=n_per_epoch)
         config = run_config(
             self,
             plan=plan.to_json(),
-            prepare=store.spec.to_json(),
-            in_channels=found.in_channels,
-            dataset_sha256=found.sha256,
+            datasets={
+                name: {
+                    "prepare": store.spec.to_json(),
+                    "in_channels": found[name].in_channels,
+                    "sha256": found[name].sha256,
+                    "labels": meanings[name] if by_dataset else None,
+                }
+                for name, store in stores.items()
+            },
         )
 
         def export(model: Any, steps: int) -> None:
+            encoder, stems = trained_encoder(model, first=next(iter(stores)))
+            specs = [store.spec for store in stores.values()]
             girih_backbones.save_weights(
                 folder.path / "encoder.safetensors",
-                encoder=model.encoder,
+                encoder=encoder,
+                stems=stems,
                 patch_zyx=self.patch_zyx,
-                spacing_zyx_mm=store.spec.target_zyx_mm,
-                normalisation=store.spec.record,
-                modality=found.modality,
+                spacing_zyx_mm=_common([spec.target_zyx_mm for spec in specs]),
+                normalisation=_common([spec.record for spec in specs]),
+                modality=_common([one.modality for one in found.values()]),
                 objective=type(self.objective).__name__.removesuffix("Config"),
                 objective_config=plain(self.objective),
                 steps=steps,
                 versions=versions(),
             )
+            if hasattr(model, "reconstruct"):
+                _picture(model, dataset, accelerator, folder.path / "reconstruction.png")
 
         train(
             objective,
@@ -103,7 +149,7 @@ class Pretrain(Generic[Objective]):
             ),
             lambda model, batch: model(batch),
             self.recipe,
-            objective.parameters(),
+            [parameter for parameter in objective.parameters() if parameter.requires_grad],
             training=self.training,
             accelerator=accelerator,
             folder=folder,
@@ -142,3 +188,25 @@ def _summary(known: Mapping[str, type[Any]], name: str) -> str:
     except girih_ssl.PluginError as error:
         return f"(unusable: {error})"
     return lines[0] if lines else ""
+
+
+def _refuse_mixed_channels(found: Mapping[str, Survey]) -> None:
+    channels = {name: one.in_channels for name, one in found.items()}
+    if len(set(channels.values())) > 1:
+        raise ValueError(
+            f"the datasets have different numbers of channels, {channels}; this objective wants one number"
+        )
+
+
+def _common(values: Collection[Any]) -> Any:
+    """The value that all share, None if they differ."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def _picture(model: Any, dataset: girih_data3d.PatchDataset, accelerator: Accelerator, png: Path) -> None:
+    """Draw what the objective makes of the run's first samples; leaves the random state as it was."""
+    batch = girih_data3d.torch.collate([dataset[g] for g in range(SHOWN)])
+    with torch.random.fork_rng(), torch.no_grad(), accelerator.autocast():
+        pictures = model.reconstruct(to_device(batch, accelerator.device))
+    reconstruction_png({name: volumes.float().cpu().numpy() for name, volumes in pictures.items()}, png)

@@ -3,5 +3,6 @@
 from girih.report.montage import montage
 from girih.report.page import Arm, write_report
 from girih.report.plots import progress_png
+from girih.report.reconstruction import reconstruction_png
 
-__all__ = ["Arm", "montage", "progress_png", "write_report"]
+__all__ = ["Arm", "montage", "progress_png", "reconstruction_png", "write_report"]

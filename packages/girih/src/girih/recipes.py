@@ -1,0 +1,77 @@
+"""How a network is optimised: optimiser, learning rate over the steps, averaging of the weights."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+import girih_backbones
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is optimised."""
+
+    steps: int
+    """Optimiser steps in all."""
+    lr: float
+    """Learning rate after warm-up; it then falls as (1 - t/T)^0.9 ("poly")."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 1e-6."""
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov momentum."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 3e-5
+    """Decay of the weights."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights: the share that the old average keeps at each step, such as 0.999. It
+    is what is exported, and what predicts. 0: none."""
+
+    def __post_init__(self) -> None:
+        require("steps", self.steps, self.steps >= 1, "1 or more")
+        require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number above 0")
+        require(
+            "warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.steps, f"0 to steps - 1 = {self.steps - 1}"
+        )
+        require("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
+        require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
+        require("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "0 to below 1")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return 1e-6 + (self.lr - 1e-6) * step / self.warmup_steps
+        rest = max(1, self.steps - self.warmup_steps)
+        return float(self.lr * (1 - (step - self.warmup_steps) / rest) ** 0.9)
+
+    def make_optimiser(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
+        """Return the optimiser over parameters or parameter groups."""
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
+        )
+
+
+def sawtooth_lr(recipe: Recipe, part: str, step: int) -> float:
+    """Return the learning rate of "head" or "encoder" where the head warms up alone, then both warm up together.
+
+    Each warm-up takes `recipe.warmup_steps`, the encoder's rate is 0 in the first; the rate then falls as in `Recipe`.
+    This is nnU-Net's "sawtooth" for pre-trained encoders. `recipe.steps` has to be more than both warm-ups.
+    """
+    warmup = recipe.warmup_steps
+    if step < 2 * warmup:
+        return recipe.lr * girih_backbones.head_first(part, step, head_steps=warmup, ramp_steps=warmup)
+    return replace(recipe, steps=recipe.steps - warmup).lr_at(step - warmup)
+
+
+def require(name: str, found: object, good: bool, wanted: str) -> None:
+    """Raise ValueError with the found and the wanted value unless `good`."""
+    if not good:
+        raise ValueError(f"{name} is {found}, wanted {wanted}")
