@@ -100,24 +100,27 @@ def _one_object_each(anchors: Tensor, objects: Tensor, overlap: Tensor) -> Ancho
 def _serve_orphans(
     match: AnchorMatch, boxes: Tensor, grid: AnchorGrid, index: Tensor, distance: Tensor, overlap: Tensor
 ) -> AnchorMatch:
-    served = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    served[match.objects] = True
-    anchors, objects = match
-    for row in (~served).nonzero()[:, 0].tolist():
-        free = (~torch.isin(index[row], anchors)).nonzero()[:, 0]
-        if len(free) == 0:  # more objects than anchors around them
-            continue
-        order = free[_shape_iou(boxes[row], grid.boxes(index[row, free])).argsort(descending=True, stable=True)]
-        order = order[distance[row, order].argsort(stable=True)]
-        order = order[overlap[row, order].argsort(descending=True, stable=True)]
-        anchors = torch.cat([anchors, index[row, order[:1]]])
-        objects = torch.cat([objects, objects.new_tensor([row])])
-    order = anchors.argsort()
-    return AnchorMatch(anchors[order], objects[order])
+    """Give each object without an anchor, in order, the best of its candidates that nobody has."""
+    waits = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    waits[match.objects] = False
+    rows = waits.nonzero()[:, 0]
+    if len(rows) == 0:
+        return match
+    index, distance, overlap = index[rows], distance[rows], overlap[rows]
+    shape = _shape_iou(boxes[rows, None].double(), grid.boxes(index).double())
+    best = shape.argsort(dim=1, descending=True, stable=True)
+    best = best.gather(1, distance.gather(1, best).argsort(dim=1, stable=True))
+    best = best.gather(1, overlap.gather(1, best).argsort(dim=1, descending=True, stable=True))
+    taken = dict(zip(match.anchors.tolist(), match.objects.tolist(), strict=True))
+    for row, wishes in zip(rows.tolist(), index.gather(1, best).tolist(), strict=True):
+        free = next((anchor for anchor in wishes if anchor not in taken), None)
+        if free is not None:  # None: more objects than anchors around them
+            taken[free] = row
+    pairs = torch.tensor(sorted(taken.items()), device=boxes.device)
+    return AnchorMatch(pairs[:, 0], pairs[:, 1])
 
 
-def _shape_iou(box: Tensor, anchors: Tensor) -> Tensor:
-    """IoU of the anchors with the box, all moved to one centre."""
-    sides = anchors[:, 3:] - anchors[:, :3]
-    half = 0.5 * (box[3:] - box[:3]).expand_as(sides)
-    return iou(torch.cat([-half, half], dim=1), torch.cat([-0.5 * sides, 0.5 * sides], dim=1))
+def _shape_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """IoU of the anchors with the boxes, all moved to one centre."""
+    half = [0.5 * (b[..., 3:] - b[..., :3]) for b in (boxes, anchors)]
+    return iou(*(torch.cat([-h, h], dim=-1) for h in half))

@@ -112,8 +112,6 @@ def greedy_stays(
         return torch.zeros(0, dtype=torch.bool, device=corners.device)
     words = triton.cdiv(n, 64)
     removed = torch.zeros(words, dtype=torch.int64, device=corners.device)
-    if n % 64:
-        removed[-1] = -1 << (n % 64)  # the ranks past the last box
     kept = torch.empty_like(removed)
     bits = torch.empty((min(panel_words, words) * 64, words), dtype=torch.int64, device=corners.device)
     with torch.cuda.device(corners.get_device()):  # a launch goes to the current device; -1, the CPU, changes nothing
