@@ -59,6 +59,28 @@ def test_iou_is_symmetric_and_one_with_itself(a) -> None:
     assert torch.equal(iou(a, a), overlap.diagonal())
 
 
+@given(boxes, boxes, st.integers(-100, 100), st.permutations([0, 1, 2]))
+def test_giou_is_symmetric_bounded_and_free_of_place_and_axes(a, b, shift, axes) -> None:
+    found = pairwise_giou(a, b)
+    assert torch.equal(found, pairwise_giou(b, a).T)
+    assert (found >= -1).all()
+    assert (found[volume(a) > 0] > -1).all()
+    assert (found <= pairwise_iou(a, b)).all()
+    turned = [*axes, *(axis + 3 for axis in axes)]
+    torch.testing.assert_close(pairwise_giou(a[:, turned] + shift, b[:, turned] + shift), found)
+    solid = volume(a) > 0
+    assert (giou(a, a)[solid] == 1).all()
+
+
+def test_autocast_changes_nothing() -> None:
+    a = torch.tensor([[0.0, 0, 0, 101, 103, 107]])
+    b = torch.tensor([[1.0, 2, 3, 100, 109, 113]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = iou(a, b), giou(a, b)
+    assert torch.equal(found[0], iou(a, b))
+    assert torch.equal(found[1], giou(a, b))
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     a = torch.tensor([[0.0, 0, 0, 3, 3, 3]], dtype=torch.bfloat16)
     b = torch.tensor([[0.0, 0, 0, 3, 3, 100]], dtype=torch.bfloat16)

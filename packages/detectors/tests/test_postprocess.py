@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from girih_detectors import PostProcessing, anchor_grid, select_detections
+from girih_detectors import PostProcessing, anchor_grid, pairwise_iou, select_detections
 
 
 def scene():
@@ -41,6 +43,30 @@ def test_settings_are_obeyed() -> None:
     sure = select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(score_threshold=0.99))
     assert (sure["scores"] > 0.99).all()
     assert len(sure["scores"]) == 2
+
+
+@given(
+    st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.6]), st.sampled_from([1, 5, 100]), st.sampled_from([7, 10_000])
+)
+def test_what_every_answer_promises(seed, nms_iou, most, candidates) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    grid = anchor_grid((8, 16, 16), ((2, 4, 4), (4, 8, 8)), torch.tensor([[2.0, 4, 4], [4, 6, 8]]))
+    logits = torch.randint(-4, 5, (len(grid), 3), generator=generator) / 2  # many equal scores
+    deltas = torch.randn(len(grid), 6, generator=generator)
+    settings = PostProcessing(candidates, 0.5, nms_iou, most, min_side=0.5)
+    found = select_detections(logits, deltas, grid, (8, 16, 16), settings)
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
+    assert len(boxes) == len(scores) == len(labels) <= min(most, candidates)
+    assert (scores.diff() <= 0).all()
+    assert (scores > 0.5).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= torch.tensor([8.0, 16, 16] * 2)).all()
+    assert (boxes[:, 3:] - boxes[:, :3] >= 0.5).all()
+    assert labels.numel() == 0 or 0 <= labels.min() <= labels.max() <= 2
+    overlap = pairwise_iou(boxes, boxes).fill_diagonal_(0)
+    assert not ((overlap > nms_iou) & (labels[:, None] == labels)).any()
+    again = select_detections(logits, deltas, grid, (8, 16, 16), settings)
+    assert all(torch.equal(found[key], again[key]) for key in found)
 
 
 def test_nothing_found() -> None:

@@ -22,7 +22,7 @@ def iou(a: Float[Tensor, "*#n 6"], b: Float[Tensor, "*#n 6"]) -> Float[Tensor, "
 
 
 def giou(a: Float[Tensor, "*#n 6"], b: Float[Tensor, "*#n 6"]) -> Float[Tensor, "..."]:
-    """Return the generalised IoU box by box, in (-1, 1]; leading axes broadcast. Sides must not be negative.
+    """Return the generalised IoU box by box, in [-1, 1]; leading axes broadcast. Sides must not be negative.
 
     IoU - (hull - union) / hull, hull = the smallest box around both (Rezatofighi et al. 2019, algorithm 1).
     """
@@ -48,7 +48,7 @@ def pairwise_iou(a: Float[Tensor, "n 6"], b: Float[Tensor, "m 6"]) -> Float[Tens
 
 
 def pairwise_giou(a: Float[Tensor, "n 6"], b: Float[Tensor, "m 6"]) -> Float[Tensor, "n m"]:
-    """Return the generalised IoU of every box in `a` with every box in `b`, in (-1, 1].
+    """Return the generalised IoU of every box in `a` with every box in `b`, in [-1, 1]; -1 only where both are without volume.
 
     Raises:
         ValueError: a box has a negative side.
