@@ -48,7 +48,9 @@ def pairwise_iou(a: Float[Tensor, "n 6"], b: Float[Tensor, "m 6"]) -> Float[Tens
 
 
 def pairwise_giou(a: Float[Tensor, "n 6"], b: Float[Tensor, "m 6"]) -> Float[Tensor, "n m"]:
-    """Return the generalised IoU of every box in `a` with every box in `b`, in [-1, 1]; -1 only where both are without volume.
+    """Return the generalised IoU of every box in `a` with every box in `b`, in [-1, 1].
+
+    It is -1 only where both have no volume.
 
     Raises:
         ValueError: a box has a negative side.
