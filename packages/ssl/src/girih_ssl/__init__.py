@@ -6,6 +6,7 @@ from girih_ssl.mae import MAE, MAEConfig
 from girih_ssl.masking import draw_hidden_blocks, hidden_count, to_voxels
 from girih_ssl.multitalent import MultiTalent, MultiTalentConfig, dataset_weights
 from girih_ssl.registry import PluginError, objectives
+from girih_ssl.voco import VoCo, VoCoConfig
 from girih_ssl.voxel_head import VoxelHead
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "ObjectiveConfig",
     "Parts",
     "PluginError",
+    "VoCo",
+    "VoCoConfig",
     "VoxelHead",
     "check_batch",
     "check_patch",
