@@ -1,7 +1,7 @@
 """Supervised segmentation of many datasets at once, each with its own input stem, its own classes and its own heads."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -40,8 +40,7 @@ class MultiTalentConfig:
             raise ValueError(
                 "datasets: found none, wanted at least one with semantic labels: MultiTalent is supervised pre-training"
             )
-        stems = {name: parts.make_stem(info["channels"]) for name, info in parts.datasets.items()}
-        multitalent = MultiTalent(parts.encoder, parts.make_neck(), stems, parts.datasets, self)
+        multitalent = MultiTalent(parts.encoder, parts.make_neck(), parts.make_stem, parts.datasets, self)
         check_patch(parts.patch_zyx, multitalent.patch_multiple)
         return multitalent
 
@@ -114,7 +113,7 @@ class MultiTalent(nn.Module):
     Args:
         encoder: becomes the objective's own; its stem is replaced.
         neck: takes the encoder's maps. None of its parameters may lead to unsupervised maps only.
-        stems: by dataset, for its number of channels.
+        make_stem: makes a new stem for so many channels.
         datasets: what each has annotated.
         config: levels and default stem.
 
@@ -135,7 +134,7 @@ class MultiTalent(nn.Module):
         self,
         encoder: Encoder,
         neck: Neck,
-        stems: Mapping[str, nn.Module],
+        make_stem: Callable[[int], nn.Module],
         datasets: Mapping[str, DatasetInfo],
         config: MultiTalentConfig | None = None,
     ) -> None:
@@ -153,7 +152,7 @@ class MultiTalent(nn.Module):
         widths = {level: neck.channels[level] for level in levels}
         heads = {name: DatasetHeads(name, info, widths) for name, info in datasets.items()}
         self.heads = cast(Any, _by_dataset(heads))
-        self.stems = _by_dataset(stems)
+        self.stems = _by_dataset({name: make_stem(channels) for name, channels in self.channels.items()})
         self.encoder.stem, self.encoder.in_channels = self.stems[default], self.channels[default]
         self.register_state_dict_post_hook(_copy_own_stem)  # type: ignore[no-untyped-call]
         regions = [len(info["regions"]) for info in datasets.values()]

@@ -23,22 +23,22 @@ def supervised_levels(encoder: Encoder, neck: Neck, *, deep: bool) -> tuple[int,
             gradient.
     """
     network: Any = neck
-    coarsest = encoder.strides[-1]
     given = [
-        torch.empty(
-            1, width, *(2 * c // s for c, s in zip(coarsest, stride, strict=True)), device="meta", requires_grad=True
-        )
+        torch.empty(1, width, *(2 * c // s for c, s in zip(encoder.strides[-1], stride, strict=True)), device="meta")
         for width, stride in zip(encoder.channels, encoder.strides, strict=True)
     ]
-    trained = {n: p.detach().to("meta").requires_grad_() for n, p in network.named_parameters() if p.requires_grad}
-    fixed = {n: t.detach().to("meta") for n, t in network.state_dict().items() if n not in trained}
-    maps = functional_call(network, {**trained, **fixed}, (list(given),))
+    state = {
+        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
+    maps = functional_call(network, state, (list(given),))
     made = [level for level, m in enumerate(maps) if all(m is not g for g in given)]
     if not made:
         raise ValueError(f"neck: found {type(neck).__name__} that returns the encoder's maps, wanted maps of its own")
     levels = tuple(made[:-1] or made) if deep else (made[0],)
-    leaves = [*trained.values(), *given]
-    gradients = torch.autograd.grad([maps[level].sum() for level in levels], leaves, allow_unused=True)
+    trained = {name: tensor for name, tensor in state.items() if tensor.requires_grad}
+    outputs = [maps[level].sum() for level in levels if maps[level].requires_grad]
+    gradients = torch.autograd.grad(outputs, list(trained.values()), allow_unused=True) if outputs else ()
     unused = [name for name, gradient in zip(trained, gradients, strict=False) if gradient is None]
     if unused:
         raise ValueError(
