@@ -27,14 +27,18 @@ def test_retina_unet(check) -> None:
         "check_losses_are_finite",
         "check_gradients_reach_every_parameter",
         "check_bfloat16",
-        "check_overfits_one_image",
+        "check_mirrored_objects_have_mirrored_boxes",
         "check_two_processes_equal_one",
+        pytest.param("check_overfits_one_image", marks=pytest.mark.long),
     ],
 )
 def test_retina_unet_with_hard_negatives_and_giou(check) -> None:  # what has to do with the loss
-    check_detector(
-        lambda pyramid, classes: retina_unet(pyramid, classes, loss=HnmGiou(), activation="relu"), [NAMED[check]]
-    )
+    def make(pyramid, classes):
+        # 8 anchors an image: fewer positives than there are, so that the ranks have to agree which
+        loss = HnmGiou(per_image=8) if check == "check_two_processes_equal_one" else HnmGiou()
+        return retina_unet(pyramid, classes, loss=loss, activation="relu")
+
+    check_detector(make, [NAMED[check]])
 
 
 class Unsorted(RetinaUNet):

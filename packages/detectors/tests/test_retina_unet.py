@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from girih_detectors import FocalL1, RetinaUNet, encode, match_atss, pairwise_iou
+from girih_detectors import FocalL1, RetinaUNet, anchor_truth, encode, match_atss, pairwise_iou
+from girih_detectors.targets import check_images
 from girih_detectors.testing import TinyPyramid, toy_batch
 
 ANCHORS = [[4, 4, 4], [6, 6, 6], [8, 4, 4]]
@@ -169,10 +170,113 @@ def test_levels_of_different_width_are_refused() -> None:
         RetinaUNet(pyramid, classes=("a",), anchors_zyx=ANCHORS, levels=(1, 2))
 
 
+def test_a_tiny_object_trains_its_nearest_anchor_and_no_other() -> None:
+    detector = build(anchors_zyx=[[1, 1, 1]], segmentation=False, levels=(2,))  # a grid of specks, 4 voxels apart
+    speck = torch.tensor([[6.0, 7, 9, 6.5, 7.5, 9.5]])  # between them; the nearest is at cell (1, 2, 2)
+    images = toy_batch((0,))[0]
+    losses = detector(images, [{"boxes": speck, "labels": torch.tensor([1])}])
+    (gradient,) = torch.autograd.grad(losses["loss"], detector.class_head.output.bias)
+    truth = anchor_truth([{"boxes": speck, "labels": torch.tensor([1])}], detector.anchors((24, 24, 24)))
+    assert truth.positives.tolist() == [(1 * 6 + 2) * 6 + 2]
+    assert truth.labels.tolist() == [1]
+    assert gradient[1] < 0 < gradient[0]  # class 1 is pulled up, class 0 pushed down
+    shift = 0.5 * (speck[:, :3] + speck[:, 3:]) - torch.tensor([4.5, 8.5, 8.5])
+    off = torch.cat([shift, torch.full((1, 3), 0.5).log()], dim=1) - detector.tensors(images)[1][0, truth.positives]
+    assert losses["regression"].item() == pytest.approx(
+        torch.nn.functional.smooth_l1_loss(off, torch.zeros_like(off), reduction="sum").item(), rel=1e-4
+    )
+
+
+def test_mirrored_output_gives_mirrored_detections() -> None:
+    # on the voxel grid anchors are symmetric, so mirrored maps with mirrored shifts are exactly the mirrored scene
+    pyramid, shape = TinyPyramid(strides=((1, 1, 1), (1, 1, 1))), (5, 6, 7)
+    detector = RetinaUNet(pyramid, classes=("a", "b"), anchors_zyx=ANCHORS, levels=(0, 1), head_channels=16)
+    logits, deltas = torch.randn(2, *shape, 3, 2), 0.5 * torch.randn(2, *shape, 3, 6)
+    (found,) = detector.postprocess((logits.reshape(1, -1, 2), deltas.reshape(1, -1, 6)), shape)
+    for axis in range(3):
+        sign = torch.ones(6)
+        sign[axis] = -1
+        flipped = logits.flip(1 + axis).reshape(1, -1, 2), (deltas.flip(1 + axis) * sign).reshape(1, -1, 6)
+        (mirror,) = detector.postprocess(flipped, shape)
+        wanted = found["boxes"].clone()
+        wanted[:, axis], wanted[:, axis + 3] = (
+            shape[axis] - found["boxes"][:, axis + 3],
+            shape[axis] - found["boxes"][:, axis],
+        )
+        assert torch.equal(mirror["scores"], found["scores"])
+        assert torch.equal(mirror["labels"], found["labels"])
+        torch.testing.assert_close(mirror["boxes"], wanted, atol=1e-5, rtol=0)
+
+
+def test_a_box_may_be_hidden_in_the_mask_by_smaller_objects() -> None:
+    images, targets = toy_batch((3,))
+    targets[0]["instances"][targets[0]["instances"] == 2] = 0
+    assert torch.isfinite(build()(images, targets)["loss"])
+
+
+def test_boxes_between_voxel_edges_hold_the_voxels_they_touch() -> None:
+    images, targets = toy_batch((3,))
+    targets[0]["boxes"] += torch.tensor([0.4, 0.4, 0.4, -0.4, -0.4, -0.4])
+    assert torch.isfinite(build()(images, targets)["loss"])
+
+
+def test_without_the_segmentation_head_masks_are_not_looked_at() -> None:
+    images, targets = toy_batch((3,))
+    targets[0]["instances"] += 7
+    assert torch.isfinite(build(segmentation=False)(images, targets)["loss"])
+
+
+def test_the_meta_device_builds_without_memory() -> None:
+    with torch.device("meta"):
+        detector = build()
+    assert all(parameter.is_meta for parameter in detector.parameters())
+
+
 def spoil(name):
     images, targets = toy_batch((1, 3))
     target = targets[1]
     match name:
+        case "no boxes":
+            del target["boxes"]
+        case "no labels":
+            del target["labels"]
+        case "flat boxes":
+            target["boxes"] = target["boxes"][:, :4]
+        case "float labels":
+            target["labels"] = target["labels"].float()
+        case "float mask":
+            target["instances"] = target["instances"].float()
+        case "bool mask":
+            target["instances"] = target["instances"] > 0
+        case "integer valid":
+            target["valid"] = target["valid"].int()
+        case "negative instance":
+            target["instances"][0, 0, 0] = -1
+        case "instance without any box":
+            images, targets = toy_batch((1, 0))
+            targets[1]["instances"][3, 3, 3] = 1
+        case "instance out of its box":
+            target["instances"][20, 1, 2] = 3
+        case "masks in another order":
+            target["instances"] = torch.tensor([0, 2, 1, 3])[target["instances"].long()]
+        case "outside":
+            target["boxes"][2, 4] = 25
+        case "before the image":
+            target["boxes"][2, 0] = -0.5
+        case "inverted":
+            target["boxes"][2, [0, 3]] = target["boxes"][2, [3, 0]]
+        case "flat":
+            target["boxes"][2, 3] = target["boxes"][2, 0]
+        case "NaN":
+            target["boxes"][2, 1] = torch.nan
+        case "infinite":
+            target["boxes"][2, 5] = torch.inf
+        case "label":
+            target["labels"][1] = 2
+        case "negative label":
+            target["labels"][1] = -1
+        case "case":
+            target["labels"][1], target["case_id"] = 2, "LIDC-7"
         case "channels":
             images = images.repeat(1, 2, 1, 1, 1)
         case "shape":
@@ -193,6 +297,29 @@ def spoil(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("no boxes", "target 1 has no `boxes`; an image without objects has 0 rows"),
+        ("no labels", "target 1 has no `labels`"),
+        ("flat boxes", r"target 1: boxes \(3, 4\) and labels \(3,\), wanted \(n, 6\) and \(n,\)"),
+        ("float labels", "target 1: labels are torch.float32, wanted torch.int64"),
+        ("float mask", "target 1: `instances` is torch.float32, wanted integers"),
+        ("bool mask", "target 1: `instances` is torch.bool, wanted integers"),
+        ("integer valid", "target 1: `valid` is torch.int32, wanted bool"),
+        ("negative instance", r"target 1: `instances` holds -1\.\.3, wanted 0\.\.3"),
+        ("instance without any box", r"target 1: `instances` holds 1\.\.1, wanted 0\.\.0"),
+        (
+            "instance out of its box",
+            r"target 1, row 2: `instances` has number 3 at voxel \[20, 1, 2\], outside the box",
+        ),
+        ("masks in another order", "target 1, row 0: `instances` has number 1 at voxel .*, outside the box"),
+        ("outside", r"target 1, row 2: box .*25.* reaches out of the image \(24, 24, 24\)"),
+        ("before the image", "target 1, row 2: box .*-0.5.* reaches out of the image"),
+        ("inverted", "target 1, row 2: box .* has a side <= 0, wanted z0 < z1"),
+        ("flat", "target 1, row 2: box .* has a side <= 0"),
+        ("NaN", "target 1, row 2: box .*nan.* is not finite"),
+        ("infinite", "target 1, row 2: box .*inf.* is not finite"),
+        ("label", r"target 1, row 1: label 2, wanted 0\.\.1"),
+        ("negative label", r"target 1, row 1: label -1, wanted 0\.\.1"),
+        ("case", r"target 1 \(case 'LIDC-7'\), row 1: label 2"),
         ("channels", "images have 2 channels, the encoder takes 1"),
         ("shape", "22 voxels along y, wanted a multiple of 4"),
         ("count", "1 targets for 2 images"),
@@ -205,6 +332,11 @@ def spoil(name):
 def test_bad_batches_are_refused(name, message) -> None:
     with pytest.raises(ValueError, match=message):
         build()(*spoil(name))
+
+
+def test_images_of_four_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"images have shape \(1, 24, 24, 24\), wanted \(batch, channel, z, y, x\)"):
+        check_images(torch.zeros(1, 24, 24, 24), ((1, 1, 1),), 1)
 
 
 def test_a_coarse_finest_map_is_segmented_on_the_input_grid() -> None:

@@ -99,7 +99,7 @@ class HnmGiou:
     """Anchors that are sampled per image of the batch, at most."""
     positive_fraction: float = 0.33
     """Share of positives among them."""
-    pool: float = 20.0
+    pool: int = 20
     """Hardest background anchors that a negative is drawn from, for each negative."""
     classification: float = 1.0
     """Weight of cross-entropy."""

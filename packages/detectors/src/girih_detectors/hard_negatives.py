@@ -25,7 +25,7 @@ def sample_anchors(
     *,
     per_image: int,
     positive_fraction: float,
-    pool: float,
+    pool: int,
 ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " negatives"]]:
     """Return the positives that are kept and the negatives that are drawn; rank by rank, of the batch of all ranks.
 
@@ -50,7 +50,7 @@ def sample_anchors(
     candidates = background.flatten().nonzero()[:, 0]
     # what is not a number is the hardest of all, so that the loss shows it
     ease = -scores.flatten()[candidates].nan_to_num(torch.inf, torch.inf, -torch.inf)
-    candidates = candidates[lowest_over_ranks(int(pool * count), ease, tickets[candidates])]
+    candidates = candidates[lowest_over_ranks(pool * count, ease, tickets[candidates])]
     return kept, candidates[lowest_over_ranks(count, tickets[candidates])]
 
 
