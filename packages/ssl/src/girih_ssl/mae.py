@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from girih_ssl.batch import check_batch, check_patch
 from girih_ssl.interfaces import Batch, Encoder, Neck, Parts, Triple
-from girih_ssl.masking import draw_hidden_blocks, hidden_count, to_voxels
+from girih_ssl.masking import check_blocks, draw_hidden_blocks, hidden_count, hidden_error, to_voxels
 from girih_ssl.voxel_head import VoxelHead
 
 
@@ -23,10 +23,7 @@ class MAEConfig:
     """Voxels of a block along (z, y, x)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio: found {self.mask_ratio}, wanted a number between 0 and 1")
-        if len(self.block_zyx) != 3 or min(self.block_zyx) < 1:
-            raise ValueError(f"block_zyx: found {self.block_zyx}, wanted three positive numbers (z, y, x)")
+        check_blocks(self.mask_ratio, self.block_zyx)
 
     def build(self, parts: Parts) -> "MAE":
         """Return the objective.
@@ -101,12 +98,7 @@ class MAE(nn.Module):
             ValueError: see `check_batch`; or the patch has too few blocks for `mask_ratio`.
         """
         image, hidden = self._image_and_mask(batch)
-        output = self._restore(image, hidden)
-        scored = hidden & batch["valid"][:, None] if "valid" in batch else hidden
-        n_scored = scored.sum()
-        error = (output.float() - image.float()) * scored
-        loss = error.square().sum() / (n_scored * self.in_channels).clamp(min=1)
-        return {"loss": loss, "scored": n_scored / scored.numel()}
+        return hidden_error(self._restore(image, hidden), image, hidden, batch.get("valid"))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> dict[str, Tensor]:

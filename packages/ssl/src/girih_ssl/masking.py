@@ -1,7 +1,7 @@
 """Which blocks of a patch are hidden: an exact number, drawn per sample."""
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from girih_ssl.batch import sample_generators
@@ -42,3 +42,28 @@ def to_voxels(blocks: Bool[Tensor, "b gz gy gx"], block_zyx: Triple) -> Bool[Ten
     for axis, side in enumerate(block_zyx, start=1):
         blocks = blocks.repeat_interleave(side, dim=axis)
     return blocks[:, None]
+
+
+def check_blocks(mask_ratio: float, block_zyx: Triple) -> None:
+    """Raise ValueError unless the ratio is between 0 and 1 and the block three positive numbers."""
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio: found {mask_ratio}, wanted a number between 0 and 1")
+    if len(block_zyx) != 3 or min(block_zyx) < 1:
+        raise ValueError(f"block_zyx: found {block_zyx}, wanted three positive numbers (z, y, x)")
+
+
+def hidden_error(
+    output: Float[Tensor, "b c z y x"],
+    image: Float[Tensor, "b c z y x"],
+    hidden: Bool[Tensor, "b 1 z y x"],
+    valid: Bool[Tensor, "b z y x"] | None,
+) -> dict[str, Tensor]:
+    """Return `loss`, the mean squared error of the hidden valid elements in float32, and `scored`, their share.
+
+    Without such an element the loss is 0, with gradient 0.
+    """
+    scored = hidden if valid is None else hidden & valid[:, None]
+    n_scored = scored.sum()
+    error = (output.float() - image.float()) * scored
+    loss = error.square().sum() / (n_scored * image.shape[1]).clamp(min=1)
+    return {"loss": loss, "scored": n_scored / scored.numel()}
