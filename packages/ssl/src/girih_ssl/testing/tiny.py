@@ -143,5 +143,5 @@ def _unit(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.InstanceNorm3d(out_channels, affine=True),
-        nn.LeakyReLU(0.01),
+        nn.LeakyReLU(0.01, inplace=True),  # as in nnU-Net's networks: what stands before it must bear that
     )
