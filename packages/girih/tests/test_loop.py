@@ -1,46 +1,49 @@
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from girih.checkpoints import load_model
 from girih.loop import Training, to_device, train
-from girih.recipes import Recipe
+from girih.recipes import Recipe, sawtooth_lr
 from girih.runs import RunFolder
 
 
-def test_poly_schedule_with_warm_up() -> None:  # by hand
-    recipe = Recipe(steps=110, lr=1.0, warmup_steps=10)
-    assert recipe.lr_at(0) == 1e-6
-    np.testing.assert_allclose(recipe.lr_at(5), 1e-6 + (1 - 1e-6) / 2)
-    assert recipe.lr_at(10) == 1.0
-    np.testing.assert_allclose(recipe.lr_at(60), 0.5**0.9)
-    np.testing.assert_allclose(recipe.lr_at(109), 0.01**0.9)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_recipe_makes_the_optimiser(name: str, kind: type) -> None:
-    optimiser = Recipe(steps=1, lr=0.1, optimiser=name).make_optimiser(nn.Linear(1, 1).parameters())
-    assert isinstance(optimiser, kind)
-    assert optimiser.defaults["lr"] == 0.1
-
-
 def run(
-    tmp_path: Path, batches: list[float], *, resume: bool = False, steps: int | None = None, **changes
+    tmp_path: Path,
+    batches: list[float],
+    *,
+    resume: bool = False,
+    stop: int | None = None,
+    lr_at: Callable[[str, int], float] | None = None,
+    **changes: Any,
 ) -> list[str]:
-    """Train one weight towards a number per batch; returns what was exported, as `step:weight`."""
+    """Train one weight towards a number per batch; returns what was exported, as `step:weight`.
+
+    `stop`: the loader fails after so many batches.
+    """
     model, exported = nn.Linear(1, 1, bias=False), []
     nn.init.constant_(model.weight, 0.5)
     config = {"schema": "girih-run/1", "settings": {"seed": 0}}
     training, folder = Training(device="cpu", checkpoint_every=2, resume=resume), RunFolder(tmp_path)
+
+    def make_batches(start: int) -> Iterator[dict[str, Any]]:
+        for number, value in enumerate(batches[start:], start):
+            if number == stop:
+                raise OSError("the disk is gone")
+            yield {"x": torch.full((1, 1), value), "seed": torch.zeros(1)}
+
     train(
         model,
-        lambda start: ({"x": torch.full((1, 1), value), "seed": torch.zeros(1)} for value in batches[start:]),
+        make_batches,
         lambda net, batch: {"loss": net(batch["x"]).square().sum(), "twice": 2 * net(batch["x"]).sum().detach()},
-        Recipe(steps=len(batches), lr=0.1, momentum=0.0, weight_decay=0.0, **changes),
-        model.parameters(),
+        Recipe(**{"steps": len(batches), "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, **changes}),
+        [{"params": [model.weight], "name": "encoder"}],
         training=training,
         accelerator=training.make_accelerator(folder),
         folder=folder,
@@ -49,6 +52,7 @@ def run(
         n_per_epoch=10,
         title="test",
         on_checkpoint=lambda net, step: exported.append(f"{step}:{net.weight.item():.4f}"),
+        lr_at=lr_at,
     )
     return exported
 
@@ -87,3 +91,41 @@ def test_what_is_read_on_the_cpu_is_not_moved() -> None:
     assert moved["image"].device.type == moved["boxes"][0].device.type == "meta"
     assert moved["seed"].device.type == "cpu"
     assert moved["case_id"] == ["a"]
+
+
+def test_the_moving_average_is_exported_and_the_weights_train_on(tmp_path: Path) -> None:  # by hand
+    # weights after the steps: 0.4, 0.32, 0.256; average: 0.4, (0.4 + 0.32) / 2 = 0.36, (0.36 + 0.256) / 2 = 0.308
+    steady = {"lr_at": lambda part, step: 0.1, "ema_decay": 0.5}
+    assert run(tmp_path, [1.0] * 3, **steady) == ["2:0.3600", "3:0.3080"]
+    last = tmp_path / "checkpoints" / "step_000000003"
+    torch.testing.assert_close(load_model(last)["weight"], torch.tensor([[0.256]]))
+    torch.testing.assert_close(load_model(last, averaged=True)["weight"], torch.tensor([[0.308]]))
+
+
+def test_weights_without_an_average_have_none(tmp_path: Path) -> None:
+    run(tmp_path, [1.0])
+    with pytest.raises(ValueError, match=r"train\.pt: holds no moving average"):
+        load_model(tmp_path / "checkpoints" / "step_000000001", averaged=True)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7])  # while the head trains alone, while all warm up (twice), after that
+def test_a_run_resumed_in_any_phase_is_the_run_that_was_not(stop: int, tmp_path: Path) -> None:
+    batches = [0.5, 1.0, -1.0, 2.0, 0.3, 1.5, 1.0, 0.7]
+    changes = {"warmup_steps": 3, "momentum": 0.9, "ema_decay": 0.9}
+    changes["lr_at"] = partial(sawtooth_lr, Recipe(steps=8, lr=0.1, warmup_steps=3))
+    whole = run(tmp_path / "whole", batches, **changes)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run(tmp_path / "broken", batches, stop=stop, **changes)
+    assert run(tmp_path / "broken", batches, resume=True, **changes)[-1] == whole[-1]
+    rows = [without_time(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 8
+    last = [tmp_path / name / "checkpoints" / "step_000000008" for name in ("whole", "broken")]
+    for averaged in (False, True):
+        one, other = (load_model(path, averaged=averaged)["weight"] for path in last)
+        assert one.equal(other)
+
+
+def without_time(metrics: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]

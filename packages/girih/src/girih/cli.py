@@ -52,7 +52,7 @@ def run(name: str, arguments: list[str]) -> None:
     import tyro
 
     module: Any = importlib.import_module(f"girih.commands.{name}")
-    command, program, options = getattr(module, name.capitalize()), f"girih {name}", {}
+    command, program = getattr(module, name.capitalize()), f"girih {name}"
     if name == "pretrain":
         chosen = module.choose_objective(arguments)
         if chosen is None:
@@ -60,9 +60,8 @@ def run(name: str, arguments: list[str]) -> None:
         objective, arguments = chosen
         command, program = command[objective[1]], f"{program} {objective[0]}"
     elif name == "finetune":
-        defaults, arguments = module.choose_schedule(arguments)
-        options["default"] = command(data=tyro.MISSING, out=tyro.MISSING, **defaults)
-    tyro.cli(command, prog=program, args=arguments, **options).run()
+        arguments = module.expand_schedule(arguments)
+    tyro.cli(command, prog=program, args=arguments).run()
 
 
 def usage() -> str:

@@ -10,7 +10,10 @@ import girih_backbones
 import girih_data3d
 import girih_ssl
 from girih.plans import Plan
-from girih_detectors import RetinaUNet
+from girih_detectors import Flavour, FocalL1, HnmGiou, RetinaUNet
+
+FLAVOURS: Mapping[str, type[FocalL1] | type[HnmGiou]] = {"focal_l1": FocalL1, "hnm_giou": HnmGiou}
+"""Losses of Retina U-Net by name."""
 
 
 def make_encoder(plan: Plan, in_channels: int) -> girih_backbones.Encoder:
@@ -33,9 +36,16 @@ def make_pyramid(plan: Plan, in_channels: int, outputs: Sequence[int]) -> girih_
 
 
 def make_detector(
-    plan: Plan, *, in_channels: int, classes: tuple[str, ...], segmentation: bool, seed: int
+    plan: Plan,
+    *,
+    in_channels: int,
+    classes: tuple[str, ...],
+    segmentation: bool,
+    seed: int,
+    flavour: str = "focal_l1",
 ) -> RetinaUNet:
-    """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`."""
+    """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`; its heads have the encoder's ReLU."""
+    loss: Flavour = FLAVOURS[flavour]()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pyramid = make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels)
@@ -46,6 +56,8 @@ def make_detector(
             levels=plan.levels,
             segmentation=segmentation,
             head_channels=pyramid.channels[plan.levels[0]],
+            loss=loss,
+            activation=plan.encoder["kwargs"].get("activation", "leaky_relu"),
         )
 
 
@@ -69,6 +81,8 @@ def make_objective(
         if plan.neck is None:
             raise ValueError("neck is 'plan', but the plan has no neck")
         decoder = _description(plan.neck)
+        if decoder["class"] == "UFPN":  # the coarsest map counts for nothing in deep supervision
+            decoder["kwargs"]["outputs"] = list(range(len(plan.encoder["kwargs"]["channels"]) - 1))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = make_encoder(plan, in_channels)
@@ -82,22 +96,6 @@ def make_objective(
         )
         objective: nn.Module = config.build(parts)
         return objective
-
-
-def trained_encoder(objective: Any, *, first: str) -> tuple[girih_backbones.Encoder, nn.ModuleDict | None]:
-    """Return an objective's encoder and its stems of single datasets, if it has any.
-
-    The encoder's own stem is not trained then: the one returned is a copy that has the stem of the dataset `first`.
-    """
-    stems: nn.ModuleDict | None = getattr(objective, "stems", None)
-    if stems is None:
-        return objective.encoder, None
-    own = objective.encoder
-    with torch.random.fork_rng():  # its starting values are drawn, and overwritten
-        encoder = girih_backbones.make_encoder(girih_backbones.describe(own), own.in_channels)
-    stem = {f"stem.{name}": tensor for name, tensor in stems[first].state_dict().items()}
-    encoder.load_state_dict({**own.state_dict(), **stem})
-    return encoder, stems
 
 
 def initialise(

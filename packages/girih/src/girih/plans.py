@@ -73,6 +73,12 @@ PRESETS: Mapping[str, Plan] = {
         encoder=girih_backbones.preset("retina_unet_v002"),
         notes=("Eckstein et al. 2025: fixed 1 mm spacing, plain Retina U-Net encoder, 128^3 patches.",),
     ),
+    "retina_unet_v001": replace(
+        _RESENC_L,
+        encoder=girih_backbones.preset("retina_unet_v001"),
+        neck={"class": "UFPN", "kwargs": {"out_channels": 128, "first_level": 2}},
+        notes=("Baumgartner et al. 2021, nnDetection v0.1 at six stages: plain encoder with ReLU, 128^3 patches.",),
+    ),
     "demo": Plan(
         encoder={
             "class": "ResidualEncoder",

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,9 @@ from girih.runs import RunFolder, run_config
 from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
-_NNUNET = Recipe(steps=125_000, lr=1e-3, warmup_steps=12_500)  # 50 epochs of nnU-Net's 250 steps of warm-up
-SCHEDULES: Mapping[str, Mapping[str, Any]] = {
-    "nndetection": {"recipe": Recipe(steps=125_000, lr=1e-2, warmup_steps=4000)},
-    "nnunet": {"recipe": _NNUNET},
-    "sawtooth": {"recipe": _NNUNET, "head_first": True},
-}
-"""Defaults by name, as keyword arguments of `Finetune`."""
+_NNUNET = ("--lr", "1e-3", "--warmup-steps", "12500")  # 50 epochs of 250 steps of warm-up
+SCHEDULES = {"nndetection": (), "nnunet": _NNUNET, "sawtooth": (*_NNUNET, "--head-first")}
+"""Options by name; "nndetection" is what `Finetune` has without any."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,8 @@ class Finetune:
     The defaults are the study's, from scratch and from pre-trained weights (Eckstein et al. 2025: SGD 1e-2, 50 x 2500
     steps, patch 128, batch 4). Other than there, precision is full unless asked for.
 
-    --schedule NAME chooses other defaults, which single options override. nndetection: these; 4000 steps of warm-up.
-    nnunet: lr 1e-3 after 12,500 steps of warm-up, as nnU-Net is fine-tuned. sawtooth: the same with --head-first.
+    --schedule NAME stands for several options, which the others override. nndetection: none, these defaults.
+    nnunet: --lr 1e-3 --warmup-steps 12500, as nnU-Net is fine-tuned. sawtooth: the same with --head-first.
     """
 
     data: Path
@@ -62,10 +57,13 @@ class Finetune:
     average_kernels: bool = False
     """Average a kernel along the axes on which the plan's is 1, for anisotropic plans."""
     plan: str = "resenc_l"
-    """Preset (resenc_l, retina_unet, demo) or a plan.json: network, patch, batch, anchors."""
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: SCHEDULES["nndetection"]["recipe"])
+    """Preset (resenc_l, retina_unet, retina_unet_v001, demo) or a plan.json: network, patch, batch, anchors."""
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
     head_first: bool = False
     """Warm up twice: first all but the encoder, which stays as it was loaded, then everything. Needs --weights."""
+    flavour: Literal["focal_l1", "hnm_giou"] = "focal_l1"
+    """How anchors learn. focal_l1: focal loss and smooth L1, the study's; hnm_giou: cross-entropy on hard negatives and
+    GIoU, as nnDetection v0.1 does."""
     object_fraction: float = 0.5
     """Share of patches placed on an object."""
     segmentation: bool = True
@@ -101,6 +99,7 @@ class Finetune:
             classes=store.classes,
             segmentation=self.segmentation,
             seed=self.training.seed,
+            flavour=self.flavour,
         )
         transfer = self._initialise(detector, weights, store.spec, plan.patch_zyx, accelerator) if weights else None
         augmentation = make_augmentation(self.augmentation)
@@ -174,12 +173,12 @@ class Finetune:
         return report.to_json()
 
 
-def choose_schedule(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the defaults that --schedule names, as keyword arguments of `Finetune`, and the other arguments."""
+def expand_schedule(arguments: list[str]) -> list[str]:
+    """Return the arguments with the options that --schedule stands for in front."""
     parser = argparse.ArgumentParser(prog="girih finetune", add_help=False, allow_abbrev=False)
     parser.add_argument("--schedule", choices=list(SCHEDULES), default="nndetection")
     found, others = parser.parse_known_args(arguments)
-    return dict(SCHEDULES[found.schedule]), others
+    return [*SCHEDULES[found.schedule], *others]
 
 
 def _groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import girih_ssl
 from girih.batches import Survey, make_batches, open_stores, plan_differences, survey
 from girih.labels import LabelMeanings, read_meanings
 from girih.loop import Training, to_device, train, warn
-from girih.networks import make_objective, trained_encoder
+from girih.networks import make_objective
 from girih.plans import load_plan
 from girih.recipes import Recipe
 from girih.report import reconstruction_png
@@ -49,7 +49,7 @@ class Pretrain(Generic[Objective]):
     """JSON that says which label values are which class, for supervised objectives; without it every value of the
     semantic labels is a class, see the README of girih."""
     plan: str = "resenc_l"
-    """Preset (resenc_l, retina_unet, demo) or a plan.json: which encoder."""
+    """Preset (resenc_l, retina_unet, retina_unet_v001, demo) or a plan.json: which encoder."""
     neck: Literal["unet", "plan"] = "unet"
     """What decodes the encoder's maps: a U-Net decoder, or the plan's neck for objectives that train all of its maps,
     such as multitalent on the U-FPN of Retina U-Net."""
@@ -120,12 +120,11 @@ class Pretrain(Generic[Objective]):
         )
 
         def export(model: Any, steps: int) -> None:
-            encoder, stems = trained_encoder(model, first=next(iter(stores)))
             specs = [store.spec for store in stores.values()]
             girih_backbones.save_weights(
                 folder.path / "encoder.safetensors",
-                encoder=encoder,
-                stems=stems,
+                encoder=model.encoder,
+                stems=getattr(model, "stems", None),
                 patch_zyx=self.patch_zyx,
                 spacing_zyx_mm=_common([spec.target_zyx_mm for spec in specs]),
                 normalisation=_common([spec.record for spec in specs]),
