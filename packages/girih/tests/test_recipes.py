@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from torch import nn
+
+from girih.cli import main
+from girih.commands.finetune import Finetune, expand_schedule
+from girih.recipes import Recipe, sawtooth_lr
+
+
+def test_poly_schedule_with_warm_up() -> None:  # by hand
+    recipe = Recipe(steps=110, lr=1.0, warmup_steps=10)
+    assert recipe.lr_at(0) == 1e-6
+    np.testing.assert_allclose(recipe.lr_at(5), 1e-6 + (1 - 1e-6) / 2)
+    assert recipe.lr_at(10) == 1.0
+    np.testing.assert_allclose(recipe.lr_at(60), 0.5**0.9)
+    np.testing.assert_allclose(recipe.lr_at(109), 0.01**0.9)
+
+
+def test_the_default_of_fine_tuning_is_the_schedule_of_the_study() -> None:
+    recipe = Finetune(data=Path("data"), out=Path("out")).recipe
+    assert (recipe.optimiser, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 3e-5)
+    assert (recipe.clip_norm, recipe.ema_decay) == (0.0, 0.0)
+    for step in (0, 1, 3999):  # linear from 1e-6 to 0.01 over 4000 steps
+        np.testing.assert_allclose(recipe.lr_at(step), 1e-6 + (0.01 - 1e-6) * step / 4000)
+    for step in (4000, 50_000, 124_999):  # then poly over the other 121,000
+        np.testing.assert_allclose(recipe.lr_at(step), 0.01 * (1 - (step - 4000) / 121_000) ** 0.9)
+
+
+def test_sawtooth_warms_up_twice() -> None:  # by hand
+    recipe = Recipe(steps=10, lr=1.0, warmup_steps=2)
+    head = [sawtooth_lr(recipe, "head", step) for step in range(10)]
+    encoder = [sawtooth_lr(recipe, "encoder", step) for step in range(10)]
+    np.testing.assert_allclose(head[:5], [0.5, 1.0, 0.5, 1.0, 1.0])
+    assert encoder == [0.0, 0.0, *head[2:]]
+    np.testing.assert_allclose(head[4:], [(1 - t / 6) ** 0.9 for t in range(6)])
+
+
+def test_sawtooth_without_warm_up_is_poly() -> None:
+    recipe = Recipe(steps=5, lr=1.0)
+    assert [sawtooth_lr(recipe, "encoder", t) for t in range(5)] == [recipe.lr_at(t) for t in range(5)]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_recipe_makes_the_optimiser(name: str, kind: type) -> None:
+    optimiser = Recipe(steps=1, lr=0.1, optimiser=name).make_optimiser(nn.Linear(1, 1).parameters())
+    assert isinstance(optimiser, kind)
+    assert optimiser.defaults["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup_steps": 5}, {"momentum": 1.0}, {"weight_decay": -1.0},
+     {"clip_norm": -1.0}, {"ema_decay": 1.0}, {"ema_decay": -0.1}],
+)  # fmt: skip
+def test_a_number_out_of_range_is_named(change: dict[str, float]) -> None:
+    (name, value), *_ = change.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}, wanted"):
+        Recipe(**{"steps": 5, "lr": 0.1} | change)
+
+
+def test_a_schedule_stands_for_options_and_single_ones_override_it(capsys: pytest.CaptureFixture[str]) -> None:
+    required = ["--data", "x", "--out", "y"]
+    assert expand_schedule(required) == required
+    expanded = expand_schedule([*required, "--schedule=sawtooth", "--lr", "0.5"])
+    command = tyro.cli(Finetune, args=expanded)
+    assert command.recipe == Recipe(steps=125_000, lr=0.5, warmup_steps=12_500)
+    assert command.head_first
+    with pytest.raises(SystemExit) as exit_:
+        main(["finetune", "--schedule", "magic"])
+    assert exit_.value.code == 2
+    assert "invalid choice: 'magic'" in capsys.readouterr().err
