@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from girih_detectors import BoxHead, ClassHead, SegmentationHead
+from girih_detectors.testing.subject import run_time_types_off
 
 
 def parameters(module: nn.Module) -> int:
@@ -54,6 +55,23 @@ def test_each_level_has_its_scale() -> None:
     torch.testing.assert_close(3 * first, second)
 
 
+def test_towers_have_the_activation_of_either_version() -> None:
+    for activation, wanted in (("leaky_relu", nn.LeakyReLU), ("relu", nn.ReLU)):
+        for head in (ClassHead(4, 4, 1, 1, activation=activation), BoxHead(4, 4, 1, 1, activation=activation)):
+            assert [type(m) for m in head.tower] == [nn.Conv3d, nn.GroupNorm, wanted] * 2
+
+
+def test_towers_start_small_and_boxes_without_bias() -> None:  # N(0, 0.01), class bias -log(99), box bias 0
+    head = ClassHead(128, 128, 2, 3)
+    for conv in (head.tower[0], head.tower[3], head.output):
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert head.tower[0].bias is None
+    torch.testing.assert_close(head.output.bias, torch.full((6,), -4.59511985))
+    boxes = BoxHead(16, 16, 2, 3)
+    assert not boxes.output.bias.any()
+    assert torch.equal(boxes.scales, torch.ones(3))
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(128, 8), (40, 2), (24, 1), (16, 1), (5, 1), (50, 2)])
 def test_narrow_towers_have_groups_that_divide(channels, groups) -> None:
     head = ClassHead(4, channels, 1, 1)
@@ -64,3 +82,8 @@ def test_narrow_towers_have_groups_that_divide(channels, groups) -> None:
 def test_segmentation_comes_out_on_the_input_grid() -> None:
     assert SegmentationHead(4, (1, 1, 1))(torch.randn(1, 4, 3, 4, 5)).shape == (1, 2, 3, 4, 5)
     assert SegmentationHead(4, (1, 2, 4))(torch.randn(1, 4, 3, 4, 5)).shape == (1, 2, 3, 8, 20)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with run_time_types_off(), pytest.raises(ValueError, match="activation is 'gelu', wanted one of"):
+        ClassHead(4, 4, 1, 1, activation="gelu")

@@ -52,6 +52,16 @@ def test_segmentation_terms_by_hand() -> None:
     assert dice.item() == pytest.approx(1 - 2 * 0.9 / (1.0 + 1), abs=1e-5)
 
 
+def test_dice_numerator_by_hand() -> None:  # 16 voxels of foreground probability 1/2, none true: 1 / 8
+    _, dice = cross_entropy_and_dice(
+        torch.zeros(2, 2, 2, 2, 2), torch.zeros(2, 2, 2, 2, dtype=torch.bool), dice_numerator=1.0
+    )
+    assert dice.item() == pytest.approx(1 - 1 / 8, abs=1e-5)
+    logits = torch.tensor([-30.0, 30.0]).reshape(1, 2, 1, 1, 1)  # right, and all there is
+    _, dice = cross_entropy_and_dice(logits, torch.ones(1, 1, 1, 1, dtype=torch.bool), dice_numerator=1e-5)
+    assert dice.item() == pytest.approx(0, abs=1e-7)
+
+
 def test_segmentation_without_foreground_has_only_the_gradient_of_cross_entropy() -> None:
     logits = torch.zeros(1, 2, 2, 2, 2, requires_grad=True)
     entropy, dice = cross_entropy_and_dice(logits, torch.zeros(1, 2, 2, 2, dtype=torch.bool))
