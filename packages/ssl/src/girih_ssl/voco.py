@@ -93,7 +93,7 @@ class VoCo(nn.Module):
 
     Every crop, base or random, is flipped, turned and shifted on its own, alike for student and teacher, with the
     authors' probabilities: each axis 0.2, one to three quarter turns in the axial plane 0.2, intensities 0.1 by up to
-    0.1. They scale to [0, 1], so on z-scored volumes, where 0.1 is a tenth of a standard deviation, this is weaker.
+    0.1. They scale intensities to [0, 1]; on z-scored volumes 0.1 is a tenth of a standard deviation, which is less.
 
     Published setting: Wu et al. resize a volume to 96 x 384 x 384 voxels, cut 1 x 4 x 4 base crops of 96^3 and 2
     random ones, resize these to 64^3, and train 250000 steps of AdamW (AMSGrad) with learning rate 1e-4, a warm-up of
@@ -122,8 +122,10 @@ class VoCo(nn.Module):
 
     `valid` is not used, since a crop is compared as a whole: padding is content like any other, and two base crops of
     nothing else are pushed apart in vain. On a constant patch all crops are equal and the loss is a finite constant. A
-    volume whose labels are all positive has neg 0. NaN or infinity in a patch makes the loss NaN, as it is not
-    searched for.
+    volume whose labels are all positive has neg 0. NaN or infinity in a patch makes the loss NaN: it is not searched
+    for, because the answer would have to be waited for on a GPU.
+
+    The k + n crops of all volumes pass the encoder as one batch, and the teacher's without keeping activations.
 
     Args:
         encoder: becomes the objective's own.
