@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from girih_ssl import Batch, Parts, VoxelHead, check_batch, sample_generators
 from girih_ssl.testing import check_objective
@@ -300,6 +300,11 @@ class SumsOverBatchAndSaysSo(SumsOverBatch):
     ddp_exact = False
 
 
+class AveragesTwiceOverProcesses(Denoiser):
+    def score(self, error):
+        return {"loss": error.mean() / (distributed.get_world_size() if distributed.is_initialized() else 1)}
+
+
 class HasLayerForOneCase(Denoiser):
     requires = frozenset({"image", "seed", "case_id"})
 
@@ -403,6 +408,7 @@ FLAWED = [
     ("exported_encoder_loads", Config("EncoderHasLuggage")),
     ("compiles", Config("CompilesToAnother")),
     ("two_processes_equal_one", Config("SumsOverBatch")),
+    ("two_processes_equal_one", Config("AveragesTwiceOverProcesses")),
     ("two_processes_equal_one", Config("HasLayerForOneCase")),
     ("two_processes_equal_one", Config("AbsentDatasetHasNoGradient")),
 ]

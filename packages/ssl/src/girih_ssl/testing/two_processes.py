@@ -91,8 +91,12 @@ def _rank(
 ) -> None:
     torch.set_num_threads(1)
     try:
+        subject = Subject(_find_class(*where)(**values), patch_zyx)
+        single, batch = subject.build(), subject.batch(SAMPLES)
+        batch = {key: value for key, value in batch.items() if key in single.requires}
+        wanted = backward(single, batch)  # before there is a group: within it, it would sum over processes too
         distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD, timeout=TIMEOUT)
-        _compare(Subject(_find_class(*where)(**values), patch_zyx), rank)
+        _compare(subject.build(), select(batch, rank, WORLD), wanted)
         distributed.destroy_process_group()
     except ContractError as error:
         pipe.send(_Finding(fault=str(error)))
@@ -102,18 +106,12 @@ def _rank(
         pipe.send(_Finding())
 
 
-def _compare(subject: Subject, rank: int) -> None:
-    single, replica = subject.build(), subject.build()
-    batch = {key: value for key, value in subject.batch(SAMPLES).items() if key in single.requires}
-    wanted = backward(single, batch)
+def _compare(replica: Any, share: dict[str, Any], wanted: dict[str, Tensor | None]) -> None:
     for name, parameter in replica.named_parameters():  # a parameter that nobody uses is another check's finding
         parameter.requires_grad_(wanted[name] is not None)
     parallel = DistributedDataParallel(replica)
-    found = {
-        name.removeprefix("module."): gradient
-        for name, gradient in backward(parallel, select(batch, rank, WORLD)).items()
-    }
-    exact = getattr(single, "ddp_exact", True)
+    found = {name.removeprefix("module."): gradient for name, gradient in backward(parallel, share).items()}
+    exact = getattr(replica, "ddp_exact", True)
     scale = max((float(gradient.abs().max()) for gradient in wanted.values() if gradient is not None), default=0.0)
     for name, gradient in found.items():
         _require_same(name, gradient, wanted[name], exact, tolerance=1e-4 * scale)
