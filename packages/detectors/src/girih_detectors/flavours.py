@@ -89,10 +89,11 @@ class FocalL1:
 class HnmGiou:
     """Cross-entropy of sampled anchors, GIoU of the sampled positives' boxes: nnDetection v0.1's RetinaUNetV001.
 
-    Cross-entropy (one sigmoid per class) is the mean over sampled anchors and classes. The GIoU term is the mean of
-    1 - GIoU over the sampled positives; nnDetection's is -GIoU, which has the same gradient and no floor at 0. Where
-    this differs from it: a batch without objects draws as many negatives as a full one, not two (`sample_anchors`);
-    v0.1's Dice counts the foreground with 1e-5 in numerator and denominator, as here.
+    Cross-entropy (one sigmoid per class) is the mean over sampled anchors and classes, the other term the mean of
+    1 - GIoU over the sampled positives. Which anchors are sampled is a function of the batch, see `hard_negatives`.
+
+    Deviations: nnDetection logs -GIoU, which has the same gradient but no floor at 0; and from a batch without objects
+    it draws two negatives, here as many as from a full one.
     """
 
     per_image: int = 32

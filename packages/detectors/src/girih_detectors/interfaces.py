@@ -35,7 +35,7 @@ class Target(TypedDict):
     labels: Tensor
     """(n,) int64, index into the detector's classes."""
     instances: NotRequired[Tensor]
-    """(z, y, x) integer; value k + 1 marks the voxels of row k of `boxes`, 0 the background."""
+    """(z, y, x) integer; value k + 1 marks voxels of row k of `boxes`, all inside its box; 0 the background."""
     valid: NotRequired[Tensor]
     """(z, y, x) bool; False voxels (padding, defaced, outside) teach nothing about the background."""
     case_id: NotRequired[str]
