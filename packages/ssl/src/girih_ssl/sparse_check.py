@@ -1,0 +1,158 @@
+"""Whether an encoder can be executed sparsely: a dry run that looks at every operation."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from girih_ssl.interfaces import Encoder, Triple
+from girih_ssl.masking import to_voxels
+from girih_ssl.sparse import MINDFUL, copy_tree
+from girih_ssl.visible_cells import VisibleCells
+
+# Elementwise, but without PyTorch's tag that says so.
+ALSO_ELEMENTWISE = {
+    torch.ops.aten.alias,
+    torch.ops.aten.detach,
+    torch.ops.aten._to_copy,
+    torch.ops.aten._prelu_kernel,
+    torch.ops.aten.hardswish,
+    torch.ops.aten.hardswish_,
+}
+TOLERANCE = 1e-2  # of the largest value: a GPU may choose another algorithm for the same convolution
+
+
+@torch.no_grad()
+def check_sparse(encoder: Encoder, block_zyx: Triple) -> tuple[Triple, ...]:
+    """Return the strides of all the maps inside an encoder, voxels per cell, if it can be executed sparsely.
+
+    That is so if it calls convolutions, pooling and instance normalisations as modules, and in between does nothing
+    but elementwise operations that keep zeros zero; and if with nothing hidden it is the dense encoder. Found by
+    running copies of it on the smallest possible patch with every other block hidden. Neither the encoder nor a
+    random state is touched.
+
+    Raises:
+        ValueError: it cannot; the message names the module and the operation.
+    """
+    module: Any = encoder
+    for name, part in module.named_modules():
+        if isinstance(part, nn.InstanceNorm3d) and part.track_running_stats:
+            raise ValueError(
+                f"encoder.{name}: found an {type(part).__name__} with running statistics, wanted one without: "
+                f"they would be those of the visible cells"
+            )
+    sides = [math.lcm(side, step) for side, step in zip(block_zyx, encoder.strides[-1], strict=True)]
+    patch = (2 * sides[0], sides[1], sides[2])  # two cells of the coarsest map: one cannot be normalised
+    image = torch.randn(1, encoder.in_channels, *patch, generator=torch.Generator().manual_seed(0))
+    image = image.to(next(module.parameters(), image))
+    gz, gy, gx = (torch.arange(side // block) for side, block in zip(patch, block_zyx, strict=True))
+    every_other = (gz[:, None, None] + gy[:, None] + gx) % 2 == 0
+    visible = _Discovered(every_other[None].to(image.device), block_zyx)
+    _run_watched(module, visible, image * to_voxels(visible.visible, block_zyx))
+    _compare_with_dense(module, VisibleCells(torch.ones_like(visible.visible), block_zyx, visible.strides), image)
+    return tuple(visible.strides)
+
+
+class _Discovered(VisibleCells):
+    """Visible cells that learn the strides from the grids they are asked for."""
+
+    def __init__(self, visible: Tensor, block_zyx: Triple) -> None:
+        super().__init__(visible, block_zyx)
+        self.strides: list[Triple] = []
+
+    def on(self, grid: Triple) -> Any:
+        """Return the cells of any grid that divides the patch."""
+        if grid not in self._grids:
+            if any(side % cells for side, cells in zip(self.patch_zyx, grid, strict=True)):
+                raise ValueError(
+                    f"found a map of {grid} cells, wanted a divisor of the patch of {self.patch_zyx} voxels"
+                )
+            z, y, x = (side // cells for side, cells in zip(self.patch_zyx, grid, strict=True))
+            self.strides.append((z, y, x))
+            self.add((z, y, x))
+        return super().on(grid)
+
+    def leaks(self, found: object) -> bool:
+        """Whether a map is other than zero in a hidden cell."""
+        if not isinstance(found, Tensor) or found.ndim != 5 or tuple(found.shape[2:]) not in self._grids:
+            return False
+        cells = self.on((found.shape[2], found.shape[3], found.shape[4]))
+        return cells is not None and bool((found[cells.hidden.bool().expand_as(found)] != 0).any())
+
+
+class _Watch(TorchDispatchMode):
+    """Looks at every operation outside the modules that mind what is hidden."""
+
+    def __init__(self, visible: _Discovered) -> None:
+        super().__init__()
+        self.visible = visible
+        self.running: list[tuple[str, nn.Module]] = []
+
+    def call(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a module's forward, knowing which it is."""
+        self.running.append((name, module))
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.running.pop()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, or refuse it."""
+        if any(isinstance(module, MINDFUL) for _, module in self.running):
+            return op(*args, **(kwargs or {}))
+        elementwise = torch.Tag.pointwise in op.tags or op.overloadpacket in ALSO_ELEMENTWISE
+        if torch.Tag.nondeterministic_seeded in op.tags or not elementwise:
+            self._refuse(op, "is not an elementwise operation")
+        found = op(*args, **(kwargs or {}))
+        if self.visible.leaks(found):
+            self._refuse(op, "does not keep zeros zero")
+        return found
+
+    def _refuse(self, op: Any, reason: str) -> None:
+        name, module = self.running[-1]
+        raise ValueError(
+            f"{name}: {type(module).__name__} calls {op}, which {reason}; wanted nothing but nn.Conv3d, nn.AvgPool3d, "
+            f"nn.MaxPool3d and nn.InstanceNorm3d as modules, and elementwise operations that keep zeros zero"
+        )
+
+
+def _run_watched(encoder: nn.Module, visible: _Discovered, image: Tensor) -> None:
+    twin = _twin(encoder, visible)
+    watch = _Watch(visible)
+    for name, part in twin.named_modules(prefix="encoder"):
+        if not isinstance(part, MINDFUL):
+            # A parameter or buffer that happens to be zero is not to pass for one that keeps zeros.
+            part._parameters = {key: _arbitrary(value) for key, value in part._parameters.items()}
+            part._buffers = {key: _arbitrary(value) for key, value in part._buffers.items()}
+        part.__dict__["forward"] = partial(watch.call, name, part, part.forward)
+    with watch:
+        twin(image)
+
+
+def _compare_with_dense(encoder: nn.Module, visible: VisibleCells, image: Tensor) -> None:
+    pairs = zip(_twin(encoder, visible)(image), _twin(encoder, None)(image), strict=True)
+    for level, (found, wanted) in enumerate(pairs):
+        off, size = float((found - wanted).abs().max()), float(wanted.abs().max())
+        if not off <= TOLERANCE * size:
+            raise ValueError(
+                f"encoder: with nothing hidden, map {level} is off by {off} from that of the dense encoder, of at most "
+                f"{size}; is there an nn.InstanceNorm3d that does more than normalise?"
+            )
+
+
+def _twin(encoder: nn.Module, visible: VisibleCells | None) -> nn.Module:
+    """Return a copy of the tree with buffers of its own: a forward may change them."""
+    twin = copy_tree(encoder, visible, {})
+    for part in twin.modules():
+        part._buffers = {name: None if value is None else value.clone() for name, value in part._buffers.items()}
+    return twin
+
+
+def _arbitrary(value: Tensor | None) -> Tensor | None:
+    if value is None or not value.is_floating_point():
+        return value
+    return torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
