@@ -455,7 +455,7 @@ def chirps(volumes):
     return image / image.std((2, 3, 4), keepdim=True)
 
 
-def learn(voco, make_optimiser, steps, volumes=8):
+def learn(voco, make_optimiser, steps, volumes):
     """Loss and correlation of true and predicted overlap, on crops that were not trained on, before and after."""
     image = chirps(volumes)
     held_out = {"image": image.repeat(4, 1, 1, 1, 1), "seed": 10**6 + torch.arange(4 * volumes)}
@@ -483,11 +483,11 @@ def to_learn(compat="none"):
         return config.build(tiny_parts(patch_zyx=(8, 24, 24))).train()
 
 
-def test_it_learns_where_crops_are():  # measured with three initial weights: loss .59 -> .35, correlation .14 -> .44
-    (loss, correlation), (lower, higher) = learn(to_learn(), lambda p: torch.optim.AdamW(p, lr=3e-3), 100)
-    assert lower < 0.7 * loss
-    assert correlation < 0.25
-    assert higher > 0.35
+def test_it_learns_where_crops_are():  # measured with three initial weights: loss .56 -> .32, correlation .20 -> .55
+    before, after = learn(to_learn(), lambda p: torch.optim.AdamW(p, lr=3e-3), steps=100, volumes=4)
+    assert after[0] < 0.7 * before[0]
+    assert before[1] < 0.3
+    assert after[1] > 0.4
 
 
 def sgd(parameters):
@@ -503,7 +503,7 @@ def test_at_the_learning_rate_of_nnssl_it_is_batch_normalisation_that_learns(bat
     voco.projector = projector
     if teacher:
         voco.teacher.projector = copy.deepcopy(projector).requires_grad_(False).eval()
-    (loss, _), (lower, higher) = learn(voco, sgd, 150)
+    (loss, _), (lower, higher) = learn(voco, sgd, steps=150, volumes=8)
     if batch_norm:  # with teacher .60 -> .46, .31; without .79 -> .42, .39
         assert lower < 0.9 * loss
         assert higher > 0.25
