@@ -32,9 +32,9 @@ INTERPRETED: bool = triton.knobs.runtime.interpret  # what the decorators below 
 
 @triton.jit(do_not_specialize=["n", "words", "first_word"])
 def _compare(corners, labels, bits, n, words, first_word, threshold, tiny: tl.constexpr, rows: tl.constexpr):
-    local = tl.program_id(0) * rows + tl.arange(0, rows)
+    word = first_word + tl.program_id(0)
+    local = tl.program_id(1) * rows + tl.arange(0, rows)
     row = first_word * 64 + local
-    word = first_word + tl.program_id(1)
     bit = tl.arange(0, 64)
     column = word * 64 + bit
     shared = tl.full([rows, 64], 1.0, tl.float32)
@@ -65,7 +65,8 @@ def _decide(bits, removed, kept, words, first_word, steps, panel_words: tl.const
     lane = tl.arange(0, panel_words)
     gone = tl.load(removed + first_word + lane, mask=lane < steps, other=-1)
     one = tl.full([], 1, tl.int64)
-    for step in range(0, steps):
+    step = 0
+    while step < steps:  # range(steps) fails in the interpreter of Triton 3.6 beside NumPy 2.4
         fallen = tl.sum(tl.where(lane == step, gone, tl.zeros_like(gone)))
         stays = tl.full([], 0, tl.int64)
         for start in range(0, 64, 16):
@@ -80,6 +81,7 @@ def _decide(bits, removed, kept, words, first_word, steps, panel_words: tl.const
                 fallen = fallen | (chosen & own)
                 gone = gone | (chosen & strikes)
         tl.store(kept + first_word + step, stays)
+        step += 1
 
 
 @triton.jit(do_not_specialize=["words", "first_word", "behind"])
@@ -118,7 +120,7 @@ def greedy_stays(
         for first in range(0, words, panel_words):
             steps = min(panel_words, words - first)
             behind = first + steps
-            _compare[(steps * 64 // ROWS, words - first)](
+            _compare[(words - first, steps * 64 // ROWS)](
                 corners, labels, bits, n, words, first, threshold, TINY, ROWS, num_warps=4, enable_fp_fusion=False
             )
             _decide[(1,)](bits, removed, kept, words, first, steps, panel_words, num_warps=1)
