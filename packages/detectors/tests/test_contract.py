@@ -107,7 +107,10 @@ class FiltersInDetectOnly(RetinaUNet):
 
 class LearnsNothing(RetinaUNet):
     def forward(self, images, targets):
-        return {"loss": 0 * torch.stack([p.sum() for p in self.parameters()]).sum()}
+        return {"loss": 0 * next(self.parameters()).sum()}
+
+    def detect(self, images):
+        return [{"boxes": torch.zeros(0, 6), "scores": torch.zeros(0), "labels": torch.zeros(0).long()} for _ in images]
 
 
 class NormsOverTheBatch(RetinaUNet):

@@ -91,7 +91,7 @@ def test_a_voxel_that_changes_by_a_hair_draws_anew() -> None:
 def test_every_positive_and_every_negative_of_the_pool_is_drawn_equally_often() -> None:
     scores, positives, background, _ = scene(images=1, positives=40)
     pool = torch.where(background, scores, -torch.inf).flatten().argsort(descending=True)[:400]
-    count, draws = torch.zeros(2000), 2000
+    count, draws = torch.zeros(2000), 1000
     for draw in range(draws):
         image = torch.full((1, 1, 1, 1, 1), 1.0 + draw)
         for rows in sample_anchors(scores, positives, background, image, **SETTINGS):

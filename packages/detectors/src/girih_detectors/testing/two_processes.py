@@ -47,7 +47,8 @@ def _start_method() -> str:
     """A fork server that has imported torch already starts a process in milliseconds."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["girih_detectors.testing"])
+    preload = ["girih_detectors.testing", "torch._dynamo"]  # DistributedDataParallel imports the second, for seconds
+    multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     return "forkserver"
 
 
