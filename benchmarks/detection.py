@@ -97,11 +97,11 @@ def greedy_loop(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float)
     """NMS as it is written down: the best box stays, all that it overlaps fall, the next."""
     rest, kept = scores.argsort(descending=True, stable=True), []
     while len(rest) > 0:
-        best, rest = rest[0], rest[1:]
+        best, rest = int(rest[0]), rest[1:]
         kept.append(best)
         falls = (iou(boxes[best], boxes[rest]) > threshold) & (labels[rest] == labels[best])
         rest = rest[~falls]
-    return torch.stack(kept)
+    return torch.tensor(kept)
 
 
 def cpu_seconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
