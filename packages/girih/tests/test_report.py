@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from girih.report import Arm, montage, write_report
+from girih.report import Arm, montage, reconstruction_png, write_report
 from girih.report.files import read_scores
 from girih.report.gallery import card
 from girih.report.overlays import OUTLINES, CaseView, view_cases
@@ -309,6 +309,22 @@ def test_page_of_one_arm_without_pretraining_notes_and_facts(experiment: Experim
     page = Page(experiment.write(tmp_path / "report.html", arms=one, pretraining=None, notes=[], facts={}))
     assert "1 detector" in page.text
     assert "pre-trained" not in page.text
+
+
+def test_a_reconstruction_is_shown_where_there_is_one(experiment: Experiment, report: Path, tmp_path: Path) -> None:
+    png = tmp_path / "reconstruction.png"
+    patches = np.random.default_rng(0).normal(size=(2, 1, 4, 6, 8)).astype(np.float32)
+    reconstruction_png({"input": patches, "shown": 0 * patches, "output": patches}, png)
+    page = Page(experiment.write(tmp_path / "report.html", reconstruction=png))
+    assert "What pre-training restores" in page.text
+    assert len(figures(page)) == len(figures(Page(report.read_text()))) + 1
+    assert "What pre-training restores" not in Page(report.read_text()).text
+    with pytest.raises(ValueError, match=r"absent\.png: cannot be read"):
+        experiment.write(tmp_path / "report.html", reconstruction=tmp_path / "absent.png")
+
+
+def figures(page: Page) -> list[str]:
+    return [tag for tag, _ in page.tags if tag == "figure"]
 
 
 def test_the_same_input_gives_the_same_page(experiment: Experiment, report: Path, tmp_path: Path) -> None:

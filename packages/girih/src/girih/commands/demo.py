@@ -126,6 +126,7 @@ class Demo:
             truth=self.out / "test" / "truth",
             store=self.out / "test",
             pretraining=runs / "pretrain" / "metrics.jsonl",
+            reconstruction=runs / "pretrain" / "reconstruction.png",
             notes=NOTES,
             facts={
                 "command": f"girih demo --seed {self.seed} --pretrain-steps {self.pretrain_steps} "

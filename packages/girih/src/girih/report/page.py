@@ -45,6 +45,7 @@ def write_report(
     pretraining: Path | None,
     notes: Sequence[str],
     facts: Mapping[str, str],
+    reconstruction: Path | None = None,
 ) -> None:
     """Write the report as one self-contained HTML file, whole or not at all.
 
@@ -60,6 +61,7 @@ def write_report(
         pretraining: metrics.jsonl of a pre-training, if there was one.
         notes: sentences for the section on limits.
         facts: versions, seeds, times, command, by name.
+        reconstruction: reconstruction.png of the pre-training, if it restores something.
 
     Raises:
         ValueError: no arm, a file is missing or malformed, or the files do not belong together; the file is named.
@@ -82,6 +84,7 @@ def write_report(
         f'<h1>{escape(title)}</h1><p class="summary">{escape(said)}</p>',
         _scores_section(scores),
         _loss_section(trainings, pretraining),
+        "" if reconstruction is None else _reconstruction_section(reconstruction),
         _froc_section(scores),
         _gallery_section(views, number),
         _ignored_section(views, number, iou),
@@ -141,6 +144,15 @@ def _loss_section(trainings: Mapping[str, Path], pretraining: Path | None) -> st
     plots.append(("Detector training", loss_png(trainings)))
     said = "Thin: as logged. Thick: moving average. Losses of different kinds of training cannot be compared."
     return _section("Loss", _soft(said) + _plots(plots, "loss over optimiser steps"))
+
+
+def _reconstruction_section(png: Path) -> str:
+    try:
+        picture = png.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{png}: cannot be read: {error}") from error
+    said = "Middle slices of three patches: as they are, as the network was shown them, and what it made of that."
+    return _section("What pre-training restores", _soft(said) + _plots([("Pre-training", picture)], "patches restored"))
 
 
 def _froc_section(scores: Mapping[str, Scores]) -> str:
