@@ -247,6 +247,26 @@ def test_sums_of_samples_add_up():
         torch.testing.assert_close(total, sum(added))
 
 
+def test_logits_of_few_bits_are_summed_in_float32():
+    logits = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.randint(-1, 4, (2, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    for exclusive, regions in ((True, [[1], [3]]), (False, [[1], [1, 2], [3]])):
+        table = membership(regions)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = region_sums(logits, labels, table, exclusive=exclusive)
+        full = region_sums(logits.float(), labels, table, exclusive=exclusive)
+        assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(half, full, strict=True))
+
+
+def test_a_neck_whose_maps_are_not_of_its_strides_is_refused():
+    encoder = Encoder()
+    neck = UNet(encoder)
+    neck.strides = ((1, 1, 1), (2, 2, 2), (2, 4, 4), (4, 8, 8))
+    objective = build(encoder, lambda: neck, (8, 16, 16))
+    with pytest.raises(ValueError, match=r"neck: found map 1 of \(8, 8, 8\) cells, wanted \(4, 8, 8\)"):
+        objective(make_batch(2, 1, (8, 16, 16)))
+
+
 def test_a_region_that_is_not_there_and_not_guessed_has_dice_one():
     assert float(dice(torch.zeros(3, 1))) == 1
     assert float(dice(torch.tensor([[0.0], [50.0], [0.0]]))) == pytest.approx(2e-7, rel=1e-3)

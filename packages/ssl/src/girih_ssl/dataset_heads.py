@@ -34,10 +34,9 @@ class DatasetHeads(nn.ModuleDict):
 
     def __init__(self, name: str, info: DatasetInfo, channels: Mapping[int, int]) -> None:
         check_info(name, info)
-        self.regions = len(info["regions"])
-        self.exclusive = info["activation"] == "softmax"
-        outputs = self.regions + self.exclusive
+        outputs = len(info["regions"]) + (info["activation"] == "softmax")
         super().__init__({str(level): nn.Conv3d(width, outputs, kernel_size=1) for level, width in channels.items()})
+        self.exclusive = info["activation"] == "softmax"
         self.register_buffer("members", membership(info["regions"]), persistent=False)
 
     def forward(
@@ -52,6 +51,9 @@ class DatasetHeads(nn.ModuleDict):
         found = []
         for level, x in maps.items():
             labels = semantic if level == finest else at_strides(semantic, strides[level])
+            if level != finest and x.shape[2:] != labels.shape[1:]:
+                found_cells, wanted = tuple(x.shape[2:]), tuple(labels.shape[1:])
+                raise ValueError(f"neck: found map {level} of {found_cells} cells, wanted {wanted} as its strides say")
             logits = self[str(level)](x)
             # Computed again in the backward pass: what autograd would keep of it is several times the logits.
             inputs = (logits, labels, self.members, self.exclusive)
@@ -61,7 +63,7 @@ class DatasetHeads(nn.ModuleDict):
 
     def nothing(self) -> RegionSums:
         """Return the sums of no sample."""
-        zeros = torch.zeros(len(self), 3, self.regions, device=self.members.device)
+        zeros = torch.zeros(len(self), 3, len(self.members), device=self.members.device)
         return RegionSums(zeros[:, 0, 0], zeros[:, 0, 0], zeros)
 
 
@@ -90,6 +92,7 @@ def check_info(name: str, info: DatasetInfo) -> None:
 
 
 def _sums_on_grid(logits: Tensor, labels: Tensor, members: Tensor, exclusive: bool) -> RegionSums:
+    logits = logits.float()
     if logits.shape[2:] != labels.shape[1:]:
         logits = F.interpolate(logits, size=tuple(labels.shape[1:]), mode="trilinear", align_corners=False)
     return region_sums(logits, labels, members, exclusive=exclusive)

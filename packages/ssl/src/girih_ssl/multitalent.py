@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from girih_ssl.batch import check_patch
@@ -48,7 +48,7 @@ class MultiTalentConfig:
 def dataset_weights(counts: Mapping[str, int]) -> dict[str, float]:
     """Return how often to draw from each dataset: proportional to the root of its number of cases, sum 1.
 
-    Ulrich et al. 2023 (section 2.2) draw a case of a dataset of n cases with a probability proportional to 1 / sqrt(n):
+    MultiTalent (Ulrich et al. 2023) draws a case from a dataset of n with a probability proportional to 1 / sqrt(n):
     large datasets are seen more often than small ones, but less than their size says.
 
     Raises:
@@ -65,7 +65,9 @@ def dataset_weights(counts: Mapping[str, int]) -> dict[str, float]:
 
 
 class MultiTalent(nn.Module):
-    r"""Segmentation of many datasets (Ulrich et al. 2023, "MultiTalent: A Multi-Dataset Approach to ... Segmentation").
+    r"""Segmentation of many datasets at once, each with its own classes (Ulrich et al. 2023).
+
+    "MultiTalent: A Multi-Dataset Approach to Medical Image Segmentation", MICCAI 2023.
 
     Sample b of dataset d_b goes through that dataset's stem, then through the shared stages and neck, then through that
     dataset's heads: h_b = stems[d_b](image_b), maps = neck(encoder.stages(h)), z = heads[d_b][l](maps[l]). Labels are
@@ -127,8 +129,8 @@ class MultiTalent(nn.Module):
     requires = frozenset({"image", "semantic", "dataset", "seed"})
     deterministic = True
     _level_weights: Float[Tensor, " l"]
-    _owner: Tensor
-    _regions: Tensor
+    _owner: Int64[Tensor, " r"]
+    _regions: Int64[Tensor, " d"]
 
     def __init__(
         self,
@@ -178,12 +180,11 @@ class MultiTalent(nn.Module):
         h = torch.cat([self.stems[name](torch.stack([images[b] for b in group])) for name, group in groups.items()])
         maps: list[Tensor] = self.neck(self.encoder.stages(h))
         found = self._sums(maps, batch, groups)
-        with torch.autocast(h.device.type, enabled=False):
-            counts = torch.tensor([float(len(groups.get(name, ()))) for name in self.heads])
-            losses = self._losses(found, counts.to(h.device, non_blocking=True), images[0].shape[1:].numel())
-            absent = [p for name in self.heads if name not in groups for p in self._parameters_of(name)]
-            if absent:
-                losses["loss"] = losses["loss"] + 0 * torch.cat([p.flatten() for p in absent]).sum()
+        counts = torch.tensor([float(len(groups.get(name, ()))) for name in self.heads])
+        losses = self._losses(found, counts.to(h.device, non_blocking=True), images[0].shape[1:].numel())
+        absent = [p for name in self.heads if name not in groups for p in self._parameters_of(name)]
+        if absent:
+            losses["loss"] = losses["loss"] + 0 * torch.cat([p.flatten() for p in absent]).sum()
         return losses
 
     def _sums(self, maps: list[Tensor], batch: Batch, groups: Mapping[str, list[int]]) -> RegionSums:

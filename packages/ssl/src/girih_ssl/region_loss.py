@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +36,7 @@ def region_sums(
     *,
     exclusive: bool,
 ) -> RegionSums:
-    """Return the sums over the voxels whose label is not negative, in float32 whatever autocast says.
+    """Return the sums over the voxels whose label is not negative, in float32 also for logits of fewer bits.
 
     Args:
         logits: one per region, and with `exclusive` one for the background before them.
@@ -44,25 +44,24 @@ def region_sums(
         members: from `membership`.
         exclusive: softmax over regions and background, else a sigmoid for every region.
     """
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.float()
-        columns: Int64[Tensor, "n z y x"] = labels.long().clamp(-1, members.shape[1] - 2) + 1
-        scored = (columns > 0).float()
-        truth = members[:, columns].transpose(0, 1)  # (r, n, z, y, x) -> (n, r, z, y, x)
-        if exclusive:
-            numbers = torch.arange(1, len(members) + 1, device=members.device)
-            target = (members * numbers[:, None]).sum(0)[columns]
-            entropy = (F.cross_entropy(logits, target, reduction="none") * scored).sum()
-            p = logits.softmax(1)[:, 1:]
-        else:
-            weight = scored[:, None].expand_as(logits)
-            total = F.binary_cross_entropy_with_logits(logits, truth.float(), weight, reduction="sum")
-            entropy = total / len(members)
-            p = logits.sigmoid()
-        p = p * scored[:, None]
-        space = (0, 2, 3, 4)
-        overlap = torch.stack([(p * truth).sum(space), p.sum(space), truth.sum(space).float()])
-        return RegionSums(entropy, scored.sum(), overlap)
+    logits = logits.float()
+    columns = labels.long().clamp(-1, members.shape[1] - 2) + 1
+    scored = (columns > 0).float()
+    truth = members[:, columns].transpose(0, 1)  # (r, n, z, y, x) -> (n, r, z, y, x)
+    if exclusive:
+        numbers = torch.arange(1, len(members) + 1, device=members.device)
+        target = (members * numbers[:, None]).sum(0)[columns]
+        entropy = (F.cross_entropy(logits, target, reduction="none") * scored).sum()
+        p = logits.softmax(1)[:, 1:]
+    else:
+        weight = scored[:, None].expand_as(logits)
+        total = F.binary_cross_entropy_with_logits(logits, truth.float(), weight, reduction="sum")
+        entropy = total / len(members)
+        p = logits.sigmoid()
+    p = p * scored[:, None]
+    space = (0, 2, 3, 4)
+    overlap = torch.stack([(p * truth).sum(space), p.sum(space), truth.sum(space).float()])
+    return RegionSums(entropy, scored.sum(), overlap)
 
 
 def dice(overlap: Float[Tensor, "*l 3 r"]) -> Float[Tensor, "*l r"]:
