@@ -1,3 +1,7 @@
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -5,3 +9,12 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)  # the networks are tiny and the machine may be busy
+
+
+@pytest.fixture(scope="session")
+def genesis_rule() -> ModuleType:
+    """The slow reference of Models Genesis, loaded by its path: test modules cannot import each other."""
+    spec = importlib.util.spec_from_file_location("reference_genesis", Path(__file__).with_name("reference_genesis.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,6 +4,7 @@ from girih_ssl.batch import check_batch, check_patch, sample_generators
 from girih_ssl.interfaces import Batch, DatasetInfo, Encoder, Neck, Objective, ObjectiveConfig, Parts
 from girih_ssl.mae import MAE, MAEConfig
 from girih_ssl.masking import draw_hidden_blocks, hidden_count, to_voxels
+from girih_ssl.models_genesis import ModelsGenesis, ModelsGenesisConfig
 from girih_ssl.multitalent import MultiTalent, MultiTalentConfig, dataset_weights
 from girih_ssl.registry import PluginError, objectives
 from girih_ssl.voco import VoCo, VoCoConfig
@@ -15,6 +16,8 @@ __all__ = [
     "DatasetInfo",
     "Encoder",
     "MAEConfig",
+    "ModelsGenesis",
+    "ModelsGenesisConfig",
     "MultiTalent",
     "MultiTalentConfig",
     "Neck",

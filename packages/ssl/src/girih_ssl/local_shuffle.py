@@ -1,0 +1,183 @@
+"""Local shuffling of a volume: thousands of small overlapping windows, in each of them the voxels change places.
+
+The rule is sequential: one window after the other is read from the original, permuted and written, so that where they
+overlap the last one wins. Here all voxels are done at once: each finds the last window that covers it, then its place
+in that window's permutation, then the voxel that the permutation brings there.
+
+Voxels, rows and the places in a window are counted with x fastest, then y, then z.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from girih_ssl.interfaces import Triple
+from girih_ssl.pieces import Box, pieces, whole
+
+SHARE = 10
+"""An axis of S voxels has windows of at most S // 10 (Zhou et al. 2021, public code)."""
+MOST_VOXELS = 2**27
+"""Of a patch: below it, offsets in a window are exact in float32."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one sample in the order in which they are written, and their permutations; on the CPU.
+
+    Place j of window w gets the voxel that was at place permutations[first[w] + j].
+    """
+
+    starts: Int64[Tensor, "3 w"]
+    """First voxel along (z, y, x)."""
+    sides: Int64[Tensor, "3 w"]
+    """Voxels along (z, y, x)."""
+    first: Int64[Tensor, " w"]
+    """Where the window's permutation begins."""
+    permutations: Int64[Tensor, " p"]
+    """For every size of window, in voxels, one permutation, twice in a row: any run of that length is one too."""
+
+
+def draw_windows(generator: torch.Generator, patch_zyx: Triple, count: int) -> Windows:
+    """Draw windows with sides uniform in 1..S // 10 along an axis of S voxels, and uniform positions inside the patch.
+
+    Each window's permutation is uniform over all permutations. Windows of equally many voxels share one, which each of
+    them reads from another place on (a rotation, uniform too): drawing 10,000 would take longer than all the rest.
+
+    Raises:
+        ValueError: a side of the patch is below 10, or it has more than 2^27 voxels.
+    """
+    if min(patch_zyx) < SHARE or patch_zyx[0] * patch_zyx[1] * patch_zyx[2] > MOST_VOXELS:
+        raise ValueError(
+            f"patch: found {patch_zyx} voxels (z, y, x), wanted at least {SHARE} a side and at most {MOST_VOXELS} "
+            f"together to shuffle"
+        )
+    patch = torch.tensor(patch_zyx)[:, None]
+    numbers = torch.randint(2**31, (7, count), generator=generator)  # remainders are uniform to 1e-4
+    sides = 1 + numbers[:3] % (patch // SHARE)
+    starts = numbers[3:6] % (patch + 1 - sides)
+    sizes, which = sides.prod(0).unique(return_inverse=True)
+    drawn = [torch.randperm(size, generator=generator) for size in sizes.tolist()]
+    before = 2 * (sizes.cumsum(0) - sizes)
+    first = before[which] + numbers[6] % sizes[which]
+    return Windows(starts, sides, first, torch.cat([copy for one in drawn for copy in (one, one)]))
+
+
+def touching(windows: Windows, boxes: Sequence[Box]) -> Windows:
+    """Return the windows that share a voxel with any of the boxes; inside of these, the others change nothing."""
+    touched = torch.zeros_like(windows.first, dtype=torch.bool)
+    stops = windows.starts + windows.sides
+    for box in boxes:
+        start, stop = torch.tensor([(part.start, part.stop) for part in box])[..., None].unbind(1)
+        touched |= ((windows.starts < stop) & (stops > start)).all(0)
+    return replace(
+        windows, starts=windows.starts[:, touched], sides=windows.sides[:, touched], first=windows.first[touched]
+    )
+
+
+class Shuffle:
+    """The shuffle of one patch, piece by piece.
+
+    Args:
+        windows: in the order in which they are written.
+        patch_zyx: voxels of the patch.
+        device: of the patch.
+    """
+
+    def __init__(self, windows: Windows, patch_zyx: Triple, device: torch.device) -> None:
+        self._last = last_windows(windows, patch_zyx, device)
+        self._columns, self._permutations = _lookup(windows, patch_zyx, device)
+
+    def __call__(self, patch: Float[Tensor, "c z y x"], piece: Box) -> Float[Tensor, "c dz dy dx"]:
+        """Return a piece of the patch with the voxels of every window permuted, the same way in all channels."""
+        source = self.source_voxels(piece)
+        return torch.stack([values.index_select(0, source.view(-1)).view(source.shape) for values in patch.flatten(1)])
+
+    def source_voxels(self, piece: Box) -> Int32[Tensor, "dz dy dx"]:
+        """Return the voxel of the patch that every voxel of a piece takes its value from."""
+        _, height, width = self._last.shape
+        last = self._last[piece].contiguous()
+        layer, row, place, corner = (column.index_select(0, last.view(-1)).view(last.shape) for column in self._columns)
+        z, y, x = (torch.arange(part.start, part.stop, dtype=torch.int32, device=last.device) for part in piece)
+        place.addcmul_(layer, z[:, None, None]).addcmul_(row, y[:, None]).add_(x)
+        source = self._permutations.index_select(0, place.view(-1)).view(last.shape)
+        # Float division is several times faster than integer division; with the 0.5 its floor is as exact.
+        voxels = layer.float()
+        dz = (source + 0.5).div_(voxels).floor_()
+        source.addcmul_(dz, voxels, value=-1)
+        voxels = row.float()
+        dy = (source + 0.5).div_(voxels).floor_()
+        source.addcmul_(dy, voxels, value=-1)
+        source.add_(dz, alpha=height * width).add_(dy, alpha=width)
+        return corner.add_(source.to(torch.int32))
+
+
+def last_windows(windows: Windows, patch_zyx: Triple, device: torch.device) -> Int32[Tensor, "z y x"]:
+    """Return for every voxel which window was the last to write it.
+
+    Every row of the volume counts as a window too, one that leaves it as it is: these come first, one per (z, y), then
+    the windows. So a voxel outside all windows has the number z * Y + y, and window w the number Z * Y + w.
+
+    A row of s voxels is the union of its first 2^k and its last 2^k, with 2^k <= s < 2^(k + 1). Only the first voxel
+    of either is marked; then, from the largest k down, a mark for 2^k voxels becomes two marks for 2^(k - 1).
+    """
+    depth, height, width = patch_zyx
+    last = torch.arange(depth * height, dtype=torch.int32, device=device).repeat_interleave(width)
+    powers = torch.frexp(windows.sides[2].double()).exponent - 1  # 2^power <= side < 2^(power + 1)
+    for k in range(int(powers.max()) if len(powers) else -1, -1, -1):
+        number, begin, side = _rows(windows, (powers == k).nonzero()[:, 0], patch_zyx, device)
+        last.scatter_reduce_(0, begin.long(), number, "amax")
+        last.scatter_reduce_(0, (begin + side - 2**k).long(), number, "amax")
+        if k > 0:
+            half = 2 ** (k - 1)
+            for planes, _, _ in pieces([whole(patch_zyx)], patch_zyx, device):
+                slab = last.view(patch_zyx)[planes].view(-1)
+                slab[half:] = torch.maximum(slab[half:], slab[:-half])  # a marked run never leaves its row
+    return last.view(patch_zyx)
+
+
+def _rows(
+    windows: Windows, chosen: Int64[Tensor, " m"], patch_zyx: Triple, device: torch.device
+) -> tuple[Int32[Tensor, " r"], Int32[Tensor, " r"], Int32[Tensor, " r"]]:
+    """Return the rows of the chosen windows: the window's number, the row's first voxel and its length."""
+    depth, height, width = patch_zyx
+    (z, y, x), (deep, tall, wide) = windows.starts[:, chosen], windows.sides[:, chosen]
+    n_layers, n_rows = int(deep.sum()), int((deep * tall).sum())
+    columns = torch.stack((depth * height + chosen, (z * height + y) * width + x, wide, tall, deep))
+    number, begin, wide, tall, deep = columns.to(device, torch.int32)
+    (number, begin, wide, tall), dz = _repeat((number, begin, wide, tall), deep, n_layers)
+    begin = begin + dz * (height * width)
+    (number, begin, wide), dy = _repeat((number, begin, wide), tall, n_rows)
+    return number, begin + dy * width, wide
+
+
+def _repeat(
+    columns: tuple[Int32[Tensor, " n"], ...], counts: Int32[Tensor, " n"], total: int
+) -> tuple[list[Int32[Tensor, " m"]], Int32[Tensor, " m"]]:
+    """Return the columns with element i counts[i] times in a row, and for each the number of its equals before it."""
+    owner = torch.repeat_interleave(counts, output_size=total)
+    before = (counts.cumsum(0) - counts).to(torch.int32).index_select(0, owner)
+    nth = torch.arange(total, dtype=torch.int32, device=counts.device) - before
+    return [column.index_select(0, owner) for column in columns], nth
+
+
+def _lookup(
+    windows: Windows, patch_zyx: Triple, device: torch.device
+) -> tuple[Int32[Tensor, "4 n"], Float[Tensor, " p"]]:
+    """Return voxels of a layer, voxels of a row, first place and first voxel by window number; and the permutations.
+
+    The first place is such that voxel (z, y, x) of the patch is at place first + z * layer + y * row + x. The rows of
+    the volume are windows of one row, with the identity in front of all other permutations.
+    """
+    depth, height, width = patch_zyx
+    nth = torch.arange(depth * height)
+    volume_rows = torch.stack((nth // height, nth % height, torch.zeros_like(nth)))
+    z, y, x = torch.cat((volume_rows, windows.starts), 1)
+    row = torch.cat((torch.full_like(nth, width), windows.sides[2]))
+    layer = torch.cat((torch.full_like(nth, width), windows.sides[1] * windows.sides[2]))
+    first = torch.cat((torch.zeros_like(nth), width + windows.first))
+    columns = torch.stack((layer, row, first - z * layer - y * row - x, (z * height + y) * width + x))
+    permutations = torch.cat((torch.arange(width), windows.permutations))
+    return columns.to(device, torch.int32), permutations.to(device, torch.float32)
