@@ -31,7 +31,7 @@ from girih.plans import load_plan
 from girih.recipes import Recipe
 from girih_data3d import PrepareSpec
 
-PATCH = (32, 32, 32)
+PATCH = (16, 32, 32)
 SHAPE = (40, 36, 32)
 TRAINING = Training(device="cpu", workers=0)
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -53,8 +53,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 SMALL = {"voco": {"crop_zyx": (16, 16, 16), "projector_width": 16}}
-"""Settings that fit a patch of 32 voxels."""
+"""Settings that fit the patch."""
 WITH_PICTURES = {"mae", "models_genesis", "s3d"}
+LIVER = {"classes": ["liver", "tumour"], "regions": [[1, 3], [3]], "activation": "sigmoid"}
 OWN = ["mae", "models_genesis", "multitalent", "s3d", "voco"]
 
 
@@ -142,12 +143,11 @@ def test_multitalent_of_one_and_two_channels_and_what_a_detector_takes_of_it(
     neck: str, tissues: dict[str, Path], tmp_path: Path
 ) -> None:
     told = tmp_path / "labels.json"
-    liver = {"classes": ["liver", "tumour"], "regions": [[1, 3], [3]], "activation": "sigmoid"}
-    told.write_text(json.dumps({"schema": 1, "datasets": {"one": liver}}))
+    told.write_text(json.dumps({"schema": 1, "datasets": {"one": LIVER}}))
     both = (tissues["one"], tissues["two"])
     weights = pretrain(both, tmp_path / "run", "multitalent", "plain", datasets=told, neck=neck)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["datasets"]["one"]["labels"] == {"channels": 1, **liver}
+    assert config["datasets"]["one"]["labels"] == {"channels": 1, **LIVER}
     assert config["datasets"]["two"]["labels"] == {
         "channels": 2, "classes": ["label 1", "label 3"], "regions": [[1], [3]], "activation": "softmax",
     }  # fmt: skip
@@ -172,7 +172,7 @@ def test_two_processes_with_different_datasets_equal_one(tissues: dict[str, Path
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "girih.cli",
             "pretrain", "multitalent", "--data", *stores, "--out", tmp_path / "two", "--plan", tmp_path / "plain.json",
-            "--patch-zyx", "32", "32", "32", "--batch-size", "4", "--steps", "2", "--lr", "0.1", "--momentum", "0.9",
+            "--patch-zyx", "16", "32", "32", "--batch-size", "4", "--steps", "2", "--lr", "0.1", "--momentum", "0.9",
             "--clip-norm", "0", "--workers", "0", "--device", "cpu",
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
@@ -226,6 +226,10 @@ def test_supervised_pre_training_needs_tissue_labels(store: Path, tissues: dict[
         pretrain((store,), tmp_path / "run", "multitalent", "plain")
     with pytest.raises(ValueError, match=r"dataset 'balls' .*case 'case0' has no 'semantic' labels"):
         pretrain((tissues["one"], store), tmp_path / "run", "multitalent", "plain")
+    told = tmp_path / "labels.json"
+    told.write_text(json.dumps({"schema": 1, "datasets": {"one": LIVER}}))
+    with pytest.raises(ValueError, match=r"labels\.json says what labels mean, but this objective reads no labels"):
+        pretrain((tissues["one"],), tmp_path / "run", "mae", "plain", datasets=told)
     assert not (tmp_path / "run").exists()
 
 

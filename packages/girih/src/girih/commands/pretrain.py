@@ -89,16 +89,16 @@ class Pretrain(Generic[Objective]):
         )
         for store in stores.values():
             survey(store, labels=objective.requires & {"instances", "semantic"})
-        by_dataset = "dataset" in objective.requires
+        by_dataset, labelled = "dataset" in objective.requires, "semantic" in objective.requires
         if not by_dataset:
             _refuse_mixed_channels(found)
-        if told and not by_dataset:
+        if told and not labelled:
             raise ValueError(f"{self.datasets} says what labels mean, but this objective reads no labels")
         n_per_epoch = STEPS_PER_EPOCH * self.batch_size
         counts = {name: len(store) for name, store in stores.items()}
         sampler = girih_data3d.PatchSampler(
             self.patch_zyx,
-            object_fraction=LABELLED_SHARE if "semantic" in objective.requires else 0.0,
+            object_fraction=LABELLED_SHARE if labelled else 0.0,
             around="semantic",
             geometry=girih_data3d.Geometry(order=3) if self.augment else None,
             dataset_weights=girih_ssl.dataset_weights(counts) if by_dataset else None,
@@ -113,7 +113,7 @@ class Pretrain(Generic[Objective]):
                     "prepare": store.spec.to_json(),
                     "in_channels": found[name].in_channels,
                     "sha256": found[name].sha256,
-                    "labels": meanings[name] if by_dataset else None,
+                    "labels": meanings.get(name) if labelled else None,
                 }
                 for name, store in stores.items()
             },
