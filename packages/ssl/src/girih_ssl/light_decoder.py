@@ -25,6 +25,9 @@ class LightDecoder(nn.Module):
         channels: of the encoder's maps, finest first.
         strides: voxels per cell of these along (z, y, x).
 
+    Raises:
+        ValueError: a stride is not a multiple of the one before.
+
     Attributes:
         channels: of the one map that is returned.
         strides: of this map, ((1, 1, 1),).
@@ -39,6 +42,8 @@ class LightDecoder(nn.Module):
         for level in reversed(range(len(channels))):
             is_coarsest = level == len(channels) - 1
             projections.append(nn.Identity() if is_coarsest else nn.Conv3d(channels[level], width, 3, padding=1))
+            if any(coarse % fine for coarse, fine in zip(strides[level], finer[level], strict=True)):
+                raise ValueError(f"strides[{level}]: found {strides[level]}, wanted multiples of {finer[level]}")
             sz, sy, sx = (coarse // fine for coarse, fine in zip(strides[level], finer[level], strict=True))
             enlarges = (sz, sy, sx) != (1, 1, 1)
             out = max(1, width // 2) if enlarges else width

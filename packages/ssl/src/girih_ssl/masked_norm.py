@@ -54,52 +54,51 @@ class _MaskedInstanceNorm(torch.autograd.Function):
         count: Tensor,
         eps: float,
     ) -> Tensor:
-        scale = (shown[0].numel() / count.clamp(min=1)).sqrt()
-        filled = (x * shown).contiguous().mul_(scale)
-        mean = filled.sum((2, 3, 4), keepdim=True) / count.clamp(min=1)
-        filled.addcmul_(mean, hidden)
-        y, row_mean, invstd = torch.native_batch_norm(
-            _rows(filled),
-            (_column(weight).to(mean.dtype) / scale).flatten(),
-            _column(bias).to(mean.dtype).expand_as(mean).flatten(),
+        n = count.clamp(min=1)
+        scale = (shown[0].numel() / n).sqrt()
+        y = (x * (shown * scale)).contiguous()
+        scaled_mean = y.sum((2, 3, 4), keepdim=True) / n
+        y.addcmul_(scaled_mean, hidden)
+        row_mean, row_rstd = y.new_empty(scaled_mean.numel()), y.new_empty(scaled_mean.numel())
+        torch.ops.aten.native_batch_norm.out(
+            _rows(y),
+            (_column(weight) / scale).to(y.dtype).flatten(),
+            _column(bias).to(y.dtype).expand_as(scaled_mean).flatten(),
             None,
             None,
             True,
             0.0,
             eps,
+            out=_rows(y),
+            save_mean=row_mean,
+            save_invstd=row_rstd,
         )
-        # In half precision it is the input that is kept, half as large, to be filled again.
-        kept, kept_mean = (filled, None) if x.dtype == filled.dtype else (x, mean)
-        ctx.save_for_backward(kept, kept_mean, weight, shown, hidden, count, scale, row_mean, invstd)
+        ctx.save_for_backward(x, weight, shown, n, scaled_mean / scale, row_rstd.view_as(scaled_mean))
         ctx.eps = eps
-        # No view, which an activation in place could not change.
-        return torch.ops.aten._unsafe_view(y, x.shape).mul_(shown).to(x.dtype)
+        return y.mul_(shown).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, mean, weight, shown, hidden, count, scale, row_mean, invstd = ctx.saved_tensors
-        filled = kept if mean is None else (kept * shown).contiguous().mul_(scale).addcmul_(mean, hidden)
-        x_grad, products, total = torch.ops.aten.native_batch_norm_backward(
-            _rows(grad.to(filled.dtype).contiguous()),
-            _rows(filled),
+        """The gradient of x is weight / std s (g - mean g - xhat mean(g xhat)), the means over visible cells."""
+        x, weight, shown, n, mean, rstd = ctx.saved_tensors
+        out = (grad * shown).contiguous()
+        _, products, total = torch.ops.aten.native_batch_norm_backward(
+            _rows(out),
+            _rows(x.to(out.dtype).contiguous()),
             None,
             None,
             None,
-            row_mean,
-            invstd,
+            mean.flatten(),
+            rstd.flatten(),
             True,
             ctx.eps,
-            [True, True, True],
+            [False, True, True],  # the sums of g xhat and g; the gradient of x would be that of all cells
         )
-        # The hidden cells lie at the mean, so of what came back to them only the sum has entered, as a constant in
-        # every visible cell. It is what keeps these from adding up to zero, as the gradient of a normalisation must.
-        x_grad = x_grad.view(filled.shape).mul_(shown)
-        excess = x_grad.sum((2, 3, 4), keepdim=True) / count.clamp(min=1)
-        x_grad.addcmul_(excess, shown, value=-1).mul_(_column(weight))
-        weight_grad = (products.view_as(excess) / scale).sum((0, 2, 3, 4))
-        visible_total = count * (excess / invstd.view_as(excess) + total.view_as(excess) / shown[0].numel())
-        return x_grad.to(grad.dtype), weight_grad, visible_total.sum((0, 2, 3, 4)), None, None, None, None
+        products, total = products.view_as(mean), total.view_as(mean)
+        slope = rstd * products / n
+        out.addcmul_(x, slope, value=-1).sub_(total / n - mean * slope).mul_(shown).mul_(_column(weight) * rstd)
+        return out.to(grad.dtype), products.sum((0, 2, 3, 4)), total.sum((0, 2, 3, 4)), None, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:

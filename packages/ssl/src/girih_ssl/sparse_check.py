@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from girih_ssl.interfaces import Encoder, Triple
 from girih_ssl.masking import to_voxels
 from girih_ssl.sparse import MINDFUL, copy_tree
-from girih_ssl.visible_cells import VisibleCells
+from girih_ssl.visible_cells import Cells, VisibleCells
 
 # Elementwise, but without PyTorch's tag that says so.
 ALSO_ELEMENTWISE = {
@@ -61,31 +62,31 @@ class _Discovered(VisibleCells):
     """Visible cells that learn the strides from the grids they are asked for."""
 
     def __init__(self, visible: Tensor, block_zyx: Triple) -> None:
-        super().__init__(visible, block_zyx)
+        super().__init__(visible, block_zyx, [(1, 1, 1)])
         self.strides: list[Triple] = []
 
-    def on(self, grid: Triple) -> Any:
+    def on(self, grid: Triple) -> Cells | None:
         """Return the cells of any grid that divides the patch."""
-        if grid not in self._grids:
-            if any(side % cells for side, cells in zip(self.patch_zyx, grid, strict=True)):
-                raise ValueError(
-                    f"found a map of {grid} cells, wanted a divisor of the patch of {self.patch_zyx} voxels"
-                )
-            z, y, x = (side // cells for side, cells in zip(self.patch_zyx, grid, strict=True))
+        if any(side % cells for side, cells in zip(self.patch_zyx, grid, strict=True)):
+            raise ValueError(f"encoder: found a map of {grid} cells, wanted divisors of the patch {self.patch_zyx}")
+        z, y, x = (side // cells for side, cells in zip(self.patch_zyx, grid, strict=True))
+        if (z, y, x) not in self.strides:
             self.strides.append((z, y, x))
             self.add((z, y, x))
         return super().on(grid)
 
-    def leaks(self, found: object) -> bool:
+    def is_map(self, value: object) -> bool:
+        """Whether it has a grid that a module has been asked for, or that of the volume."""
+        return isinstance(value, Tensor) and value.ndim == 5 and tuple(value.shape[2:]) in self._grids
+
+    def leaks(self, value: Tensor) -> bool:
         """Whether a map is other than zero in a hidden cell."""
-        if not isinstance(found, Tensor) or found.ndim != 5 or tuple(found.shape[2:]) not in self._grids:
-            return False
-        cells = self.on((found.shape[2], found.shape[3], found.shape[4]))
-        return cells is not None and bool((found[cells.hidden.bool().expand_as(found)] != 0).any())
+        cells = self._grids[value.shape[2], value.shape[3], value.shape[4]]
+        return cells is not None and bool((value[cells.hidden.bool().expand_as(value)] != 0).any())
 
 
 class _Watch(TorchDispatchMode):
-    """Looks at every operation outside the modules that mind what is hidden."""
+    """Looks at every operation on maps outside the modules that mind what is hidden."""
 
     def __init__(self, visible: _Discovered) -> None:
         super().__init__()
@@ -102,13 +103,16 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, or refuse it."""
+        kwargs = kwargs or {}
         if any(isinstance(module, MINDFUL) for _, module in self.running):
-            return op(*args, **(kwargs or {}))
+            return op(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in op.tags:
+            self._refuse(op, "draws random numbers")
         elementwise = torch.Tag.pointwise in op.tags or op.overloadpacket in ALSO_ELEMENTWISE
-        if torch.Tag.nondeterministic_seeded in op.tags or not elementwise:
-            self._refuse(op, "is not an elementwise operation")
-        found = op(*args, **(kwargs or {}))
-        if self.visible.leaks(found):
+        if not elementwise and any(self.visible.is_map(value) for value in tree_leaves((args, kwargs))):
+            self._refuse(op, "is not elementwise")
+        found = op(*args, **kwargs)
+        if self.visible.is_map(found) and self.visible.leaks(found):
             self._refuse(op, "does not keep zeros zero")
         return found
 
