@@ -81,8 +81,9 @@ def make_objective(
         if plan.neck is None:
             raise ValueError("neck is 'plan', but the plan has no neck")
         decoder = _description(plan.neck)
-        if decoder["class"] == "UFPN":  # the coarsest map counts for nothing in deep supervision
-            decoder["kwargs"]["outputs"] = list(range(len(plan.encoder["kwargs"]["channels"]) - 1))
+        if decoder["class"] == "UFPN":  # objectives read the finest map; in deep supervision all but the coarsest count
+            levels = len(plan.encoder["kwargs"]["channels"]) - 1 if getattr(config, "deep_supervision", False) else 1
+            decoder["kwargs"]["outputs"] = list(range(levels))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = make_encoder(plan, in_channels)

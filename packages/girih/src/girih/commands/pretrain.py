@@ -51,8 +51,7 @@ class Pretrain(Generic[Objective]):
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, retina_unet_v001, demo) or a plan.json: which encoder."""
     neck: Literal["unet", "plan"] = "unet"
-    """What decodes the encoder's maps: a U-Net decoder, or the plan's neck for objectives that train all of its maps,
-    such as multitalent on the U-FPN of Retina U-Net."""
+    """What decodes the encoder's maps: a U-Net decoder, or the plan's neck, such as the U-FPN of Retina U-Net."""
     patch_zyx: tuple[int, int, int] = (192, 192, 192)
     """Training patch, voxels."""
     batch_size: int = 12
