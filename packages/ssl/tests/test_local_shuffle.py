@@ -74,6 +74,13 @@ def test_a_row_of_voxels_is_its_first_and_its_last_power_of_two():
         assert (row >= 0).nonzero().flatten().tolist() == list(range(3, 3 + side))
 
 
+def test_float_division_of_the_places_of_a_window_is_exact():
+    for sides in ((51, 51, 51), (1, 360, 360), (2, 3, 4000)):  # of patches of up to 2^27 voxels
+        place = torch.arange(float(np.prod(sides)))
+        for divisor in (sides[1] * sides[2], sides[2]):
+            assert torch.equal((place / divisor).floor().long(), place.long() // divisor)
+
+
 def test_pieces_fit_together(monkeypatch):
     windows, volume = draw(2, (30, 40, 20), 500), torch.rand(1, 30, 40, 20)
     expected = shuffled(volume, windows)

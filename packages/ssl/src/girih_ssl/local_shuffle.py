@@ -58,10 +58,11 @@ def draw_windows(generator: torch.Generator, patch_zyx: Triple, count: int) -> W
     numbers = torch.randint(2**31, (7, count), generator=generator)  # remainders are uniform to 1e-4
     sides = 1 + numbers[:3] % (patch // SHARE)
     starts = numbers[3:6] % (patch + 1 - sides)
-    sizes, which = sides.prod(0).unique(return_inverse=True)
-    drawn = [torch.randperm(size, generator=generator) for size in sizes.tolist()]
+    size = sides.prod(0)
+    sizes = size.bincount().nonzero()[:, 0]
+    drawn = [torch.randperm(n, generator=generator) for n in sizes.tolist()]
     before = 2 * (sizes.cumsum(0) - sizes)
-    first = before[which] + numbers[6] % sizes[which]
+    first = before[torch.searchsorted(sizes, size)] + numbers[6] % size
     return Windows(starts, sides, first, torch.cat([copy for one in drawn for copy in (one, one)]))
 
 
@@ -99,16 +100,18 @@ class Shuffle:
         """Return the voxel of the patch that every voxel of a piece takes its value from."""
         _, height, width = self._last.shape
         last = self._last[piece].contiguous()
-        layer, row, place, corner = (column.index_select(0, last.view(-1)).view(last.shape) for column in self._columns)
+        layer, row, place, corner = (
+            column.index_select(0, last.view(-1)).view(last.shape) for column in self._columns.unbind()
+        )
         z, y, x = (torch.arange(part.start, part.stop, dtype=torch.int32, device=last.device) for part in piece)
         place.addcmul_(layer, z[:, None, None]).addcmul_(row, y[:, None]).add_(x)
         source = self._permutations.index_select(0, place.view(-1)).view(last.shape)
-        # Float division is several times faster than integer division; with the 0.5 its floor is as exact.
+        # Float division is several times faster than integer division, and of such small integers its floor is exact.
         voxels = layer.float()
-        dz = (source + 0.5).div_(voxels).floor_()
+        dz = (source / voxels).floor_()
         source.addcmul_(dz, voxels, value=-1)
         voxels = row.float()
-        dy = (source + 0.5).div_(voxels).floor_()
+        dy = (source / voxels).floor_()
         source.addcmul_(dy, voxels, value=-1)
         source.add_(dz, alpha=height * width).add_(dy, alpha=width)
         return corner.add_(source.to(torch.int32))

@@ -202,7 +202,7 @@ def corrupt(
     shown, flips = torch.empty_like(target), []
     for b, generator in enumerate(sample_generators(seed)):
         flips.append(transforms.draw_flips(generator, config.flip_probability, config.max_flips))
-        target[b] = image[b].flip(flips[b])
+        target[b] = image[b].flip(flips[b]) if flips[b] else image[b]
         if config.compat == "none":
             transforms.rescale_(target[b])
         _corrupt(target[b], generator, config, out=shown[b])
