@@ -46,6 +46,12 @@ def refused(path: Path) -> str:
 # --- round trip ---------------------------------------------------------------------------------------------------
 
 
+def test_others_may_read_what_they_may_read_beside_it(path: Path) -> None:
+    beside = path.with_name("beside.txt")
+    beside.touch()
+    assert path.stat().st_mode == beside.stat().st_mode
+
+
 @pytest.mark.parametrize("neck", [None, UNetDecoder, UFPN])
 def test_everything_comes_back_bit_for_bit(tmp_path: Path, encoder: ResidualEncoder, neck: type | None) -> None:
     settings = {"first_level": 1} if neck is UFPN else {}

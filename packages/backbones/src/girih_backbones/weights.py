@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from girih_backbones import hub
@@ -166,13 +166,8 @@ def _write(path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) ->
         raise ValueError(f"header: cannot be written as JSON: {error}") from error
     check_tensors(tensors, check_header(json.loads(text)))
 
-    def save(aside: Path) -> None:
-        try:
-            save_file(tensors, aside, {"girih": text})
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from error
-
-    write_whole(path, save)
+    content = save(tensors, {"girih": text})  # its save_file makes files that nobody else may read
+    write_whole(path, lambda aside: aside.write_bytes(content))
 
 
 def _is_archive(path: Path, max_bytes: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_whole(path: Path, save: Callable[[Path], None]) -> None:
+def write_whole(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` write a file beside `path`, flush it to the disk, rename it over `path`.
 
     A failure leaves an older file as it was and nothing beside it.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -56,7 +56,8 @@ def save_checkpoint(
         train["average"] = average.state_dict()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / "model.safetensors")
+        content = save({name: tensor.contiguous() for name, tensor in weights.items()})
+        (partial / "model.safetensors").write_bytes(content)  # save_file would make a file that nobody else may read
         torch.save(train, partial / "train.pt")
         write_json(partial / "state.json", {"schema": "girih-state/1", **state})
         for file in partial.iterdir():
