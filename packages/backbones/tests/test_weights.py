@@ -134,11 +134,10 @@ def test_what_was_read_can_be_written_again(path: Path, tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 
-    def half(tensors: object, target: Path, metadata: object) -> None:
-        target.write_bytes(b"half")
+    def full(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("girih_backbones.weights.save_file", half)
+    monkeypatch.setattr("girih_backbones.writing.os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         save_weights(path, encoder=PlainEncoder(1, channels=(2,), convs=(1,)))
     assert path.read_bytes() == before
