@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from girih_ssl import check_batch, sample_generators
+from girih_ssl import MAEConfig, MultiTalentConfig, VoCoConfig, check_batch, sample_generators
 from girih_ssl.testing import make_batch, tiny_parts
 
 WANTED = {"requires": {"image", "seed"}, "in_channels": 1, "patch_multiple": (4, 4, 4)}
@@ -50,6 +50,31 @@ def test_a_generator_depends_on_its_own_seed_only():
     alone = torch.rand(3, generator=sample_generators(torch.tensor([5]))[0])
     among = torch.rand(3, generator=sample_generators(torch.tensor([1, 5, 2**62]))[1])
     assert torch.equal(alone, among)
+
+
+SINGLE_CELLS = [
+    (MAEConfig(block_zyx=(2, 2, 2)), (4, 4, 4)),
+    (MultiTalentConfig(), (4, 4, 4)),
+    (VoCoConfig(crop_zyx=(4, 4, 4)), (4, 4, 8)),
+]
+
+
+@pytest.mark.parametrize(("config", "patch"), SINGLE_CELLS, ids=["mae", "multitalent", "voco"])
+def test_a_patch_that_is_a_single_cell_is_refused_when_it_is_built(config, patch):
+    with pytest.raises(ValueError, match=r"found \(4, 4, 4\) voxels .* wanted more than .* stride \(4, 4, 4\)"):
+        config.build(tiny_parts(patch_zyx=patch))
+
+
+@pytest.mark.parametrize(("config", "patch"), SINGLE_CELLS[:2], ids=["mae", "multitalent"])
+def test_a_patch_that_is_a_single_cell_is_refused_in_a_batch(config, patch):
+    objective = config.build(tiny_parts(patch_zyx=(8, 8, 8)))
+    with pytest.raises(ValueError, match=r"found \(4, 4, 4\) voxels .* wanted more than"):
+        objective(make_batch(patch_zyx=patch))
+
+
+def test_two_cells_along_one_axis_are_enough():
+    objective = MAEConfig(block_zyx=(2, 2, 2)).build(tiny_parts(patch_zyx=(8, 4, 4)))
+    assert objective(make_batch(patch_zyx=(8, 4, 4)))["loss"].isfinite()
 
 
 @pytest.mark.parametrize("patch", [(0, 8, 8), (8, 8, -8)])

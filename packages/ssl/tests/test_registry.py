@@ -11,6 +11,10 @@ from dataclasses import dataclass
 class ShuffleConfig:
     def build(self, parts): ...
 
+@dataclass
+class Thawed:
+    def build(self, parts): ...
+
 NOT_A_CONFIG = 3
 """
 
@@ -58,7 +62,7 @@ def test_a_broken_plugin_is_in_nobodys_way_until_it_is_asked_for(install):
         found["broken"]
 
 
-@pytest.mark.parametrize("target", ["acme_odd_module:NOT_A_CONFIG", "acme_odd_module:dataclass"])
+@pytest.mark.parametrize("target", [f"acme_odd_module:{name}" for name in ("NOT_A_CONFIG", "dataclass", "Thawed")])
 def test_what_is_no_config_is_refused(install, target):
     install("acme_odd", "odd", target)
     with pytest.raises(PluginError, match="wanted a frozen dataclass with build"):
@@ -66,7 +70,7 @@ def test_what_is_no_config_is_refused(install, target):
 
 
 def test_an_unknown_name_is_a_key_error():
-    with pytest.raises(KeyError, match="simclr"):
+    with pytest.raises(KeyError, match=r"'simclr'.*is not installed; found .*mae, models_genesis"):
         objectives()["simclr"]
     assert "simclr" not in objectives()
     assert "mae" in repr(objectives())

@@ -53,6 +53,15 @@ def check_patch(patch_zyx: Triple, patch_multiple: Triple) -> None:
         raise ValueError(f"patch: found {patch_zyx} voxels (z, y, x), wanted multiples of {patch_multiple}")
 
 
+def check_cells(patch_zyx: Triple, coarsest_stride: Triple) -> None:
+    """Raise ValueError if the coarsest map of a patch is a single cell, which instance norm cannot normalise."""
+    if all(side <= stride for side, stride in zip(patch_zyx, coarsest_stride, strict=True)):
+        raise ValueError(
+            f"patch: found {patch_zyx} voxels (z, y, x), wanted more than the encoder's coarsest stride "
+            f"{coarsest_stride} along an axis: a single cell cannot be normalised"
+        )
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def sample_generators(seed: Int64[Tensor, " b"], device: torch.device | str = "cpu") -> list[torch.Generator]:
     """Return one generator per sample, so that a sample draws the same numbers in any batch, worker and rank.

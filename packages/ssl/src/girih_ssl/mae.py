@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from girih_ssl.batch import check_batch, check_patch
+from girih_ssl.batch import check_batch, check_cells, check_patch
 from girih_ssl.interfaces import Batch, Encoder, Neck, Parts, Triple
 from girih_ssl.masking import check_blocks, draw_hidden_blocks, hidden_count, hidden_error, to_voxels
 from girih_ssl.voxel_head import VoxelHead
@@ -29,7 +29,7 @@ class MAEConfig:
         """Return the objective.
 
         Raises:
-            ValueError: `parts.patch_zyx` is no multiple of `patch_multiple`, or has too few blocks for `mask_ratio`.
+            ValueError: `parts.patch_zyx` does not suit, see `blocks_of`.
         """
         mae = MAE(parts.encoder, parts.make_neck(), parts.in_channels, self)
         mae.blocks_of(parts.patch_zyx)
@@ -88,14 +88,15 @@ class MAE(nn.Module):
         self.in_channels = in_channels
         self.mask_ratio = config.mask_ratio
         self.block_zyx = config.block_zyx
-        (bz, by, bx), (sz, sy, sx) = config.block_zyx, encoder.strides[-1]
+        self.coarsest_stride = encoder.strides[-1]
+        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
         self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, and `scored`: the share of all voxels that the loss counted.
 
         Raises:
-            ValueError: see `check_batch`; or the patch has too few blocks for `mask_ratio`.
+            ValueError: see `check_batch` and `blocks_of`.
         """
         image, hidden = self._image_and_mask(batch)
         return hidden_error(self._restore(image, hidden), image, hidden, batch.get("valid"))
@@ -118,9 +119,11 @@ class MAE(nn.Module):
         """Return the number of blocks along (z, y, x) and how many of them are hidden.
 
         Raises:
-            ValueError: the patch is no multiple of `patch_multiple`, or has too few blocks for `mask_ratio`.
+            ValueError: the patch is no multiple of `patch_multiple`, has too few blocks for `mask_ratio`, or is a
+                single cell of the encoder's coarsest map.
         """
         check_patch(patch_zyx, self.patch_multiple)
+        check_cells(patch_zyx, self.coarsest_stride)
         (z, y, x), (bz, by, bx) = patch_zyx, self.block_zyx
         grid = (z // bz, y // by, x // bx)
         return grid, hidden_count(grid, self.mask_ratio)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from girih_ssl.batch import check_patch
+from girih_ssl.batch import check_cells, check_patch
 from girih_ssl.dataset_heads import DatasetHeads
 from girih_ssl.interfaces import Batch, DatasetInfo, Encoder, Neck, Parts
 from girih_ssl.rank_sums import sum_over_ranks
@@ -33,8 +33,8 @@ class MultiTalentConfig:
 
         Raises:
             ValueError: there are no datasets; what one says of itself is not sound, or its name cannot be part of the
-                name of a tensor; `default_stem` is none of them; the patch is no multiple of `patch_multiple`; or the
-                neck does not suit, see `supervised_levels`.
+                name of a tensor; `default_stem` is none of them; the patch is no multiple of `patch_multiple`, or not
+                more than one; or the neck does not suit, see `supervised_levels`.
         """
         if not parts.datasets:
             raise ValueError(
@@ -42,6 +42,7 @@ class MultiTalentConfig:
             )
         multitalent = MultiTalent(parts.encoder, parts.make_neck(), parts.make_stem, parts.datasets, self)
         check_patch(parts.patch_zyx, multitalent.patch_multiple)
+        check_cells(parts.patch_zyx, multitalent.patch_multiple)
         return multitalent
 
 
@@ -168,8 +169,8 @@ class MultiTalent(nn.Module):
 
         Raises:
             ValueError: a key is missing; a dataset is unknown; an image has other channels than its dataset, another
-                shape than the others or is not floating; the patch is no multiple of `patch_multiple`; or `semantic`,
-                `valid` or `seed` is not of its shape and type.
+                shape than the others or is not floating; the patch is no multiple of `patch_multiple`, or not more
+                than one; or `semantic`, `valid` or `seed` is not of its shape and type.
         """
         images = self._checked_images(batch)
         groups: dict[str, list[int]] = {}
@@ -241,6 +242,7 @@ class MultiTalent(nn.Module):
                 raise ValueError(f"image of {name!r}: found {image.dtype}, wanted a floating dtype")
         z, y, x = patch
         check_patch((z, y, x), self.patch_multiple)
+        check_cells((z, y, x), self.patch_multiple)
         maps = (len(images), z, y, x)
         _check("semantic", batch["semantic"], maps, LABEL_TYPES)
         _check("seed", batch["seed"], (len(images),), (torch.int64,))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from typing import Any, cast
 
 from girih_ssl.interfaces import ObjectiveConfig
 
@@ -44,9 +44,11 @@ class Objectives(Mapping[str, type[ObjectiveConfig]]):
         """Import and return a config class.
 
         Raises:
-            KeyError: there is no objective of that name.
+            KeyError: there is no objective of that name; the message names those there are.
             PluginError: it cannot be imported, or is no config class.
         """
+        if name not in self._entries:
+            raise KeyError(f"objective {name!r}: is not installed; found {', '.join(self._entries) or 'none'}")
         return _load(self._entries[name])
 
     def __contains__(self, name: object) -> bool:  # the inherited one would import
@@ -68,9 +70,13 @@ def _load(entry: EntryPoint) -> type[ObjectiveConfig]:
         config = entry.load()
     except Exception as error:  # an import runs foreign code, which may fail in any way; its error is kept as the cause
         raise PluginError(f"{where}: cannot import {entry.value}: {type(error).__name__}: {error}") from error
-    if not (isinstance(config, type) and is_dataclass(config) and hasattr(config, "build")):
+    if not (isinstance(config, type) and is_dataclass(config) and _is_frozen(config) and hasattr(config, "build")):
         raise PluginError(f"{where}: found {config!r}, wanted a frozen dataclass with build(parts)")
     return cast("type[ObjectiveConfig]", config)
+
+
+def _is_frozen(config: Any) -> bool:
+    return bool(config.__dataclass_params__.frozen)
 
 
 def _distribution(entry: EntryPoint) -> str:

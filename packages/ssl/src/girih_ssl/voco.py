@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from girih_ssl.batch import check_batch
+from girih_ssl.batch import check_batch, check_cells
 from girih_ssl.interfaces import Batch, Encoder, Parts
 from girih_ssl.overlap_crops import Augmentation, base_grid, cut_crops, draw_crops
 
@@ -61,8 +61,8 @@ class VoCoConfig:
         """Return the objective.
 
         Raises:
-            ValueError: `crop_zyx` is no multiple of the encoder's coarsest stride, or `parts.patch_zyx` is no multiple
-                of `crop_zyx` or a single crop.
+            ValueError: `crop_zyx` is no multiple of the encoder's coarsest stride, or a single cell of that; or
+                `parts.patch_zyx` is no multiple of `crop_zyx` or a single crop.
         """
         base_grid(parts.patch_zyx, self.crop_zyx)
         return VoCo(parts.encoder, parts.in_channels, self)
@@ -139,7 +139,7 @@ class VoCo(nn.Module):
         ddp_exact: False: batch normalisation and nnssl's quotients take each process's share of a batch by itself.
 
     Raises:
-        ValueError: the crop is no multiple of the encoder's coarsest stride.
+        ValueError: the crop is no multiple of the encoder's coarsest stride, or a single cell of that.
     """
 
     requires = frozenset({"image", "seed"})
@@ -153,6 +153,7 @@ class VoCo(nn.Module):
                 f"crop_zyx: found {config.crop_zyx}, wanted multiples of the encoder's coarsest stride "
                 f"{encoder.strides[-1]}"
             )
+        check_cells(config.crop_zyx, encoder.strides[-1])
         self.encoder = encoder
         self.projector = _projector(sum(encoder.channels), config.projector_width, config.compat)
         self.teacher = None if config.compat == "nnssl" else _Teacher(self.encoder, self.projector)
