@@ -8,8 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from girih_ssl import MultiTalent, MultiTalentConfig, Parts, dataset_weights
+from girih_ssl.dataset_heads import DatasetHeads
 from girih_ssl.testing import ObjectiveContract, check_objective, make_batch, tiny_parts
 
 PATCH = (8, 12, 16)
@@ -208,6 +213,68 @@ def test_samples_of_different_channels_are_one_batch():
     torch.testing.assert_close(gradients(objective, batch), gradients(objective, other))
 
 
+def test_a_stem_sees_one_sample_at_a_time():  # which a norm over the batch could tell
+    stem = tiny_parts().make_stem
+
+    def batch_norm_stem(channels):
+        layers = stem(channels)
+        return torch.nn.Sequential(layers, torch.nn.BatchNorm3d(4))
+
+    objective = build(DATASETS, make_stem=batch_norm_stem)
+    batch, seen = batch_of(["ct", "mr", "ct"]), []
+    with torch.no_grad():
+        wanted = torch.cat([objective.stems[name](batch["image"][b][None]) for b, name in enumerate(batch["dataset"])])
+        objective.encoder.stages.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        objective(batch)
+    assert torch.equal(seen[0], wanted)
+
+
+@pytest.mark.parametrize("kind", [sigmoid, softmax])
+def test_what_the_loss_holds_does_not_grow_with_the_batch(kind):
+    heads = DatasetHeads("many", kind([[label] for label in range(1, 31)]), {0: 1})
+    logits_bytes = 30 * 8 * 12 * 16 * 4
+
+    def peak(n_samples):
+        maps = torch.zeros(n_samples, 1, *PATCH, requires_grad=True)
+        labels = torch.zeros(n_samples, *PATCH, dtype=torch.int16)
+        with Alive([maps, labels, *heads.parameters(), *heads.buffers()]) as alive:
+            found = [heads({0: x}, {0: (1, 1, 1)}, t) for x, t in zip(maps.split(1), labels.split(1), strict=True)]
+            sum(total.sum() for sums in found for total in sums).backward()
+        return alive.peak / logits_bytes
+
+    assert peak(1) < 5
+    assert peak(4) < peak(1) + 0.2
+
+
+class Alive(TorchDispatchMode):
+    """Keeps the most bytes that were in tensors at once, but for those given."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before, self.held, self.peak = {StorageWeakRef(t.untyped_storage()).cdata for t in before}, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_iter(out) if isinstance(t, torch.Tensor)):
+            ref = StorageWeakRef(storage)
+            if ref.cdata not in self.before:
+                self.held.setdefault(ref.cdata, (ref, storage.nbytes()))
+        self.held = {key: entry for key, entry in self.held.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(n_bytes for _, n_bytes in self.held.values()))
+        return out
+
+
+def test_given_parameters_are_also_those_of_the_backward_pass():
+    objective, batch = build(DATASETS), batch_of(["ct", "mr"])
+    wanted = gradients(objective, batch)["heads.ct.0.weight"]
+    given_state = {name: p.detach().clone().requires_grad_() for name, p in objective.named_parameters()}
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.add_(1)
+    loss = functional_call(objective, given_state, (batch,))["loss"]
+    torch.testing.assert_close(torch.autograd.grad(loss, given_state["heads.ct.0.weight"])[0], wanted)
+
+
 def test_a_dataset_of_one_sample_is_a_batch_of_one_dataset():
     datasets = {"only": softmax([[1], [2], [3]])}
     objective, batch = build(datasets), batch_of(["only"])
@@ -364,9 +431,15 @@ def test_a_name_that_no_tensor_can_have_is_refused(name):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        ({"channels": 0}, "found 0 channels, wanted 1 or more"),
-        ({"classes": [], "regions": []}, "found 0 classes and 0 regions"),
-        ({"classes": ["a"]}, "found 1 classes and 2 regions"),
+        ({"channels": 0}, "found channels 0, wanted a whole number of 1 or more"),
+        ({"channels": 1.5}, "found channels 1.5"),
+        ({"channels": True}, "found channels True"),
+        ({"classes": [], "regions": []}, r"found classes \[\], wanted a list of names, at least one"),
+        ({"classes": ["a", "a"]}, r"found classes \['a', 'a'\], wanted .* each once"),
+        ({"classes": "ab"}, "found classes 'ab'"),
+        ({"classes": ["a"]}, r"found regions \[\[1\], \[2\]\], wanted a list of labels for each of \['a'\]"),
+        ({"regions": [1, 2]}, r"found regions \[1, 2\]"),
+        ({"regions": [[1.0], [2]]}, r"class 'class 0': found labels \[1.0\]"),
         ({"activation": "relu"}, "found activation 'relu'"),
         ({"regions": [[1], []]}, r"class 'class 1': found labels \[\]"),
         ({"regions": [[1], [-1]]}, r"class 'class 1': found labels \[-1\]"),
@@ -377,6 +450,13 @@ def test_a_name_that_no_tensor_can_have_is_refused(name):
 def test_a_dataset_that_is_not_sound_is_refused(info, message):
     with pytest.raises(ValueError, match=f"dataset 'ct'.*{message}"):
         build({"ct": {**sigmoid([[1], [2]]), **info}})
+
+
+def test_a_dataset_that_lacks_a_field_is_refused():
+    info = sigmoid([[1]])
+    del info["regions"], info["activation"]
+    with pytest.raises(ValueError, match=r"dataset 'ct' lacks activation, regions: found .*'channels', 'classes'"):
+        build({"ct": info})
 
 
 def test_parts_that_do_not_suit_are_refused():
@@ -396,8 +476,17 @@ def test_parts_that_do_not_suit_are_refused():
         ({"dataset": ["ct", "pet"]}, r"image of 'pet': found shape \(1, 8, 12, 16\), wanted \(2, 8, 12, 16\)"),
         ({"image": []}, "dataset: found 2 names for 0 images"),
         ({"image": [torch.zeros(1, 8, 12, 16), torch.zeros(1, 8, 12, 12)]}, r"found shape \(1, 8, 12, 12\)"),
-        ({"image": torch.zeros(2, 8, 12, 16)}, r"found shape \(8, 12, 16\)"),
-        ({"image": torch.zeros(2, 1, 8, 12, 16, dtype=torch.int16)}, "found torch.int16, wanted a floating dtype"),
+        ({"dataset": torch.zeros(2)}, r"dataset: found tensor\(\[0., 0.\]\), wanted a list with the name of every"),
+        ({"dataset": "ct"}, "dataset: found 'ct', wanted a list"),
+        ({"image": torch.zeros(2, 8, 12, 16)}, r"'ct': found shape \(8, 12, 16\), wanted four axes \(c, z, y, x\)"),
+        ({"image": [torch.zeros(1, 1, 8, 12, 16)] * 2}, r"found shape \(1, 1, 8, 12, 16\), wanted four axes"),
+        (
+            {"image": torch.zeros(2, 1, 8, 12, 16, dtype=torch.int16)},
+            "int16, wanted a tensor of a floating dtype",
+        ),
+        ({"image": np.zeros((2, 1, 8, 12, 16))}, "image of 'ct': found ndarray, wanted a tensor"),
+        ({"semantic": [torch.zeros(8, 12, 16)] * 2}, r"semantic: found list, wanted a tensor \(2, 8, 12, 16\)"),
+        ({"semantic": torch.zeros(2, 8, 12, 16, dtype=torch.uint8)}, "semantic: .* torch.uint8, wanted .* torch.int16"),
         ({"semantic": torch.zeros(2, 8, 12, 12, dtype=torch.int16)}, r"semantic: found \(2, 8, 12, 12\)"),
         ({"semantic": torch.zeros(2, 1, 8, 12, 16, dtype=torch.int16)}, r"semantic: found \(2, 1, 8, 12, 16\)"),
         ({"semantic": torch.zeros(2, 8, 12, 16)}, "semantic: .* torch.float32, wanted .* torch.int16"),
@@ -412,9 +501,9 @@ def test_a_batch_that_does_not_suit_is_refused(change, message):
         objective({**batch_of(["ct", "mr"]), **change})
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
-def test_labels_may_be_any_integers(dtype):
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+def test_labels_may_be_any_signed_integers(dtype):
     objective, batch = build(DATASETS), batch_of(["ct", "mr"])
-    batch["semantic"] = batch["semantic"].clamp(min=0)
+    batch["semantic"][:, :3] = -1
     wanted = objective(batch)["loss"]
     assert torch.equal(objective({**batch, "semantic": batch["semantic"].to(dtype)})["loss"], wanted)

@@ -1,6 +1,7 @@
 """Self-supervised and supervised pre-training objectives for 3D medical volumes, one file each."""
 
 from girih_ssl.batch import check_batch, check_patch, sample_generators
+from girih_ssl.dataset_heads import check_dataset_info
 from girih_ssl.interfaces import Batch, DatasetInfo, Encoder, Neck, Objective, ObjectiveConfig, Parts
 from girih_ssl.mae import MAE, MAEConfig
 from girih_ssl.masking import draw_hidden_blocks, hidden_count, to_voxels
@@ -29,6 +30,7 @@ __all__ = [
     "VoCoConfig",
     "VoxelHead",
     "check_batch",
+    "check_dataset_info",
     "check_patch",
     "dataset_weights",
     "draw_hidden_blocks",

@@ -16,7 +16,7 @@ from girih_ssl.rank_sums import sum_over_ranks
 from girih_ssl.region_loss import RegionSums, dice
 from girih_ssl.supervision import level_weights, supervised_levels
 
-LABEL_TYPES = (torch.int16, torch.int8, torch.int32, torch.int64, torch.uint8)
+LABEL_TYPES = (torch.int16, torch.int8, torch.int32, torch.int64)  # signed: -1 is ignored
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class MultiTalentConfig:
     """Whether coarser maps of the neck have a loss too, level l with weight 2^-l; else the finest alone."""
     default_stem: str = ""
     """Dataset whose stem is also the encoder's own, as which it is exported; empty: the first dataset."""
+
+    @property
+    def neck_maps(self) -> str:
+        """Which of the neck's maps are read."""
+        return "deep" if self.deep_supervision else "finest"
 
     def build(self, parts: Parts) -> "MultiTalent":
         """Return the objective.
@@ -109,9 +114,15 @@ class MultiTalent(nn.Module):
     A state dict holds it under both, as tensors of their own. `encoder.in_channels` follows it.
 
     A batch without a scored voxel has loss 0 with gradient 0, and `scored` says so. NaN in a patch makes the loss NaN:
-    it is not searched for, because the answer would have to be waited for on a GPU. Which datasets a batch holds
-    decides which modules run: torch.compile makes one graph per composition, so with many datasets compile
-    `encoder.stages` and `neck` instead of the objective.
+    it is not searched for, because the answer would have to be waited for on a GPU.
+
+    The loss takes one sample and level at a time and computes the logits again in the backward pass, so that however
+    large the batch, it holds at most some 4.5 times the float32 logits of one sample's finest level at once, 13 GB with
+    104 classes on 192^3 voxels.
+
+    torch.compile makes one graph of a batch, without a break, but another for every sequence of datasets, and gives up
+    after `torch._dynamo.config.recompile_limit` (8) of them. With several datasets compile `encoder.stages` and `neck`
+    instead of the objective.
 
     Args:
         encoder: becomes the objective's own; its stem is replaced.
@@ -173,33 +184,29 @@ class MultiTalent(nn.Module):
                 than one; or `semantic`, `valid` or `seed` is not of its shape and type.
         """
         images = self._checked_images(batch)
-        groups: dict[str, list[int]] = {}
-        for sample, name in enumerate(batch["dataset"]):
-            groups.setdefault(name, []).append(sample)
-        # One call per dataset is equal to one per sample: stems normalise every sample on its own. From here on the
-        # batch is in the order of the datasets.
-        h = torch.cat([self.stems[name](torch.stack([images[b] for b in group])) for name, group in groups.items()])
+        datasets = batch["dataset"]
+        h = torch.cat([self.stems[name](image[None]) for name, image in zip(datasets, images, strict=True)])
         maps: list[Tensor] = self.neck(self.encoder.stages(h))
-        found = self._sums(maps, batch, groups)
-        counts = torch.tensor([float(len(groups.get(name, ()))) for name in self.heads])
+        found = self._sums(maps, batch)
+        counts = torch.tensor([float(datasets.count(name)) for name in self.heads])
         losses = self._losses(found, counts.to(h.device, non_blocking=True), images[0].shape[1:].numel())
-        absent = [p for name in self.heads if name not in groups for p in self._parameters_of(name)]
+        absent = [p for name in self.heads if name not in datasets for p in self._parameters_of(name)]
         if absent:
             losses["loss"] = losses["loss"] + 0 * torch.cat([p.flatten() for p in absent]).sum()
         return losses
 
-    def _sums(self, maps: list[Tensor], batch: Batch, groups: Mapping[str, list[int]]) -> RegionSums:
+    def _sums(self, maps: list[Tensor], batch: Batch) -> RegionSums:
         """Return the sums of all datasets, (levels, datasets) and (levels, 3, regions of all), and 0 for the absent."""
-        by_dataset = {name: heads.nothing() for name, heads in self.heads.items() if name not in groups}
-        start = 0
-        for name, group in groups.items():
-            own = {level: maps[level][start : start + len(group)] for level in self.strides}
-            semantic = torch.stack([batch["semantic"][b] for b in group])
+        by_dataset = {name: heads.nothing() for name, heads in self.heads.items()}
+        of_sample = {level: torch.split(maps[level], 1) for level in self.strides}
+        for b, name in enumerate(batch["dataset"]):  # one at a time: what the loss holds does not grow with the batch
+            semantic = batch["semantic"][b : b + 1]
             if "valid" in batch:
-                semantic = semantic.long().masked_fill(~torch.stack([batch["valid"][b] for b in group]), -1)
-            by_dataset[name] = self.heads[name](own, self.strides, semantic)
-            start += len(group)
-        entropy, voxels, overlap = zip(*(by_dataset[name] for name in self.heads), strict=True)
+                semantic = semantic.masked_fill(~batch["valid"][b : b + 1], -1)
+            own = {level: samples[b] for level, samples in of_sample.items()}
+            sums = self.heads[name](own, self.strides, semantic)
+            by_dataset[name] = RegionSums(*(x + y for x, y in zip(by_dataset[name], sums, strict=True)))
+        entropy, voxels, overlap = zip(*by_dataset.values(), strict=True)
         return RegionSums(torch.stack(entropy, 1), torch.stack(voxels, 1), torch.cat(overlap, 2))
 
     def _losses(self, found: RegionSums, counts: Tensor, patch_voxels: int) -> dict[str, Tensor]:
@@ -218,7 +225,7 @@ class MultiTalent(nn.Module):
             "scored": (voxels[0].sum() / (counts.sum() * patch_voxels)).detach(),
         }
 
-    def _parameters_of(self, dataset: str) -> list[nn.Parameter]:
+    def _parameters_of(self, dataset: str) -> list[Tensor]:
         modules = (self.stems[dataset], self.heads[dataset])
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
@@ -228,18 +235,23 @@ class MultiTalent(nn.Module):
         if missing:
             raise ValueError(f"batch lacks {', '.join(missing)}: found {sorted(batch)}, wanted {sorted(self.requires)}")
         images, datasets = list(batch["image"]), batch["dataset"]
+        if not isinstance(datasets, list | tuple) or not all(isinstance(name, str) for name in datasets):
+            raise ValueError(f"dataset: found {datasets!r}, wanted a list with the name of every sample's dataset")
         if not images or len(images) != len(datasets):
             raise ValueError(f"dataset: found {len(datasets)} names for {len(images)} images, wanted one for each")
         unknown = sorted(set(datasets) - set(self.channels))
         if unknown:
             raise ValueError(f"dataset: found {', '.join(unknown)}, wanted some of {sorted(self.channels)}")
-        patch = tuple(images[0].shape[1:])
         for image, name in zip(images, datasets, strict=True):
-            wanted = (self.channels[name], *patch)
-            if image.ndim != 4 or tuple(image.shape) != wanted:
+            if not isinstance(image, Tensor) or not image.is_floating_point():
+                kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+                raise ValueError(f"image of {name!r}: found {kind}, wanted a tensor of a floating dtype")
+            if image.ndim != 4:
+                raise ValueError(f"image of {name!r}: found shape {tuple(image.shape)}, wanted four axes (c, z, y, x)")
+            wanted = (self.channels[name], *images[0].shape[1:])
+            if tuple(image.shape) != wanted:
                 raise ValueError(f"image of {name!r}: found shape {tuple(image.shape)}, wanted {wanted} (c, z, y, x)")
-            if not image.is_floating_point():
-                raise ValueError(f"image of {name!r}: found {image.dtype}, wanted a floating dtype")
+        patch = images[0].shape[1:]
         z, y, x = patch
         check_patch((z, y, x), self.patch_multiple)
         check_cells((z, y, x), self.patch_multiple)
@@ -268,6 +280,9 @@ def _copy_own_stem(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) ->
             state[name] = state[name].detach().clone()
 
 
-def _check(name: str, found: Tensor, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
+def _check(name: str, found: Any, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(found, Tensor):
+        raise ValueError(f"{name}: found {type(found).__name__}, wanted a tensor {shape} {kinds[0]}")
     if tuple(found.shape) != shape or found.dtype not in kinds:
-        raise ValueError(f"{name}: found {tuple(found.shape)} {found.dtype}, wanted {shape} {kinds[0]}")
+        wanted = " or ".join(str(kind) for kind in kinds)
+        raise ValueError(f"{name}: found {tuple(found.shape)} {found.dtype}, wanted {shape} {wanted}")

@@ -54,9 +54,8 @@ def region_sums(
         entropy = (F.cross_entropy(logits, target, reduction="none") * scored).sum()
         p = logits.softmax(1)[:, 1:]
     else:
-        weight = scored[:, None].expand_as(logits)
-        total = F.binary_cross_entropy_with_logits(logits, truth.float(), weight, reduction="sum")
-        entropy = total / len(members)
+        # softplus(-x) = -log sigmoid(x), softplus(x) = -log(1 - sigmoid(x)); no float copy of the truth, as BCE needs
+        entropy = (F.softplus(torch.where(truth, -logits, logits)) * scored[:, None]).sum() / len(members)
         p = logits.sigmoid()
     p = p * scored[:, None]
     space = (0, 2, 3, 4)
