@@ -70,13 +70,13 @@ def test_a_file_says_what_labels_mean(stores: dict[str, girih_data3d.Store], tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": []}, r"organs: classes is \[\], wanted"),
+        ({"classes": []}, r"dataset 'organs': found classes \[\], wanted"),
         ({"classes": ["a", "a"]}, "each once"),
-        ({"classes": "ab"}, "classes is 'ab'"),
-        ({"regions": [[1], []]}, "regions is"),
-        ({"regions": [[1], [True]]}, "regions is"),
-        ({"regions": [1, 2]}, "regions is"),
-        ({"activation": "tanh"}, "activation is 'tanh', wanted 'sigmoid' or 'softmax'"),
+        ({"classes": "ab"}, "found classes 'ab'"),
+        ({"regions": [[1], [True]]}, r"class 'tumour': found labels \[True\]"),
+        ({"regions": [[1, 2]]}, r"found regions \[\[1, 2\]\], wanted a list of labels for each of"),
+        ({"activation": "tanh"}, "found activation 'tanh', wanted 'sigmoid' or 'softmax'"),
+        ({"activation": "softmax"}, r"labels \[2\] in both 'liver' and 'tumour'"),
         ({"colour": 1}, "found .*'colour'.*, wanted the fields"),
     ],
 )

@@ -3,31 +3,31 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from girih_data3d import Store
-from girih_ssl import DatasetInfo
+from girih_ssl import DatasetInfo, check_dataset_info
 
 SCHEMA = 1
 FIELDS = {"classes", "regions", "activation"}
 
 
 class LabelMeanings(Mapping[str, DatasetInfo]):
-    """The datasets with semantic labels, and what these mean, by the dataset's name.
+    """The datasets where a case has semantic labels, and what these mean, by the dataset's name.
 
     A dataset of which `told` says nothing has its label values as classes, exclusive of each other, as nnU-Net takes
     them. Its cases are opened for that when it is asked for, not before: most objectives never do.
     """
 
     def __init__(self, stores: Sequence[Store], told: Mapping[str, DatasetInfo]) -> None:
-        self._stores = {store.name: store for store in stores if store.index.semantic.all()}
+        self._stores = {store.name: store for store in stores if store.index.semantic.any()}
         self._known = {name: told[name] for name in self._stores if name in told}
 
     def __getitem__(self, name: str) -> DatasetInfo:
         """Return what the labels of a dataset mean.
 
         Raises:
-            KeyError: no such dataset, or not all of its cases have semantic labels.
+            KeyError: no such dataset, or no case of it has semantic labels.
             ValueError: no voxel of it is labelled.
             CorruptCaseError: a case is damaged.
         """
@@ -49,7 +49,7 @@ def info_of_values(store: Store) -> DatasetInfo:
         ValueError: no voxel is labelled.
         CorruptCaseError: a case is damaged.
     """
-    values = sorted({int(value) for case_id in store for value in store[case_id].foreground[:, 0]})
+    values = sorted(_values(store))
     if not values:
         raise ValueError(f"dataset {store.name!r} ({store.root}): no voxel has a semantic label above 0")
     return {
@@ -58,6 +58,28 @@ def info_of_values(store: Store) -> DatasetInfo:
         "regions": [[value] for value in values],
         "activation": "softmax",
     }
+
+
+def unnamed_labels(store: Store, info: DatasetInfo) -> list[str]:
+    """Say which label values above 0 occur in a dataset but are in no region, so that they count as background.
+
+    Raises:
+        ValueError: a region has a value above 0 that does not occur; dataset, class and the values are named.
+        CorruptCaseError: a case is damaged.
+    """
+    values = _values(store)
+    for name, region in zip(info["classes"], info["regions"], strict=True):
+        if absent := sorted(set(region) - values - {0}):
+            raise ValueError(
+                f"dataset {store.name!r} ({store.root}): class {name!r} is of labels {absent} that never occur in it; "
+                f"those that do: {sorted(values)}"
+            )
+    unnamed = sorted(values.difference(*info["regions"]))
+    return [f"dataset {store.name!r}: labels {unnamed} are in no class and count as background"] if unnamed else []
+
+
+def _values(store: Store) -> set[int]:
+    return {int(value) for case_id in store for value in store[case_id].foreground[:, 0]}
 
 
 def read_meanings(path: Path, stores: Sequence[Store]) -> dict[str, DatasetInfo]:
@@ -83,24 +105,16 @@ def read_meanings(path: Path, stores: Sequence[Store]) -> dict[str, DatasetInfo]
         raise ValueError(f"{path}: datasets is {content['datasets']!r}, wanted an object")
     if unknown := sorted(set(content["datasets"]) - set(channels)):
         raise ValueError(f"{path}: dataset {unknown[0]!r} is not among those of --data: {sorted(channels)}")
-    return {name: _info(told, channels[name], f"{path}: {name}") for name, told in content["datasets"].items()}
+    return {name: _info(path, name, told, channels[name]) for name, told in content["datasets"].items()}
 
 
-def _info(told: Any, channels: int, where: str) -> DatasetInfo:
-    """Check the form; whether it is sound is for the objective to say."""
+def _info(path: Path, name: str, told: Any, channels: int) -> DatasetInfo:
     if not isinstance(told, dict) or set(told) != FIELDS:
         found = sorted(told) if isinstance(told, dict) else told
-        raise ValueError(f"{where}: found {found!r}, wanted the fields {sorted(FIELDS)}")
-    classes, regions, activation = told["classes"], told["regions"], told["activation"]
-    if activation not in ("sigmoid", "softmax"):
-        raise ValueError(f"{where}: activation is {activation!r}, wanted 'sigmoid' or 'softmax'")
-    if not (_is_list(classes, str) and len(set(classes)) == len(classes)):
-        raise ValueError(f"{where}: classes is {classes!r}, wanted a list of names, each once")
-    if not (_is_list(regions, list) and all(_is_list(region, int) for region in regions)):
-        raise ValueError(f"{where}: regions is {regions!r}, wanted a list of lists of label values")
-    return {"channels": channels, "classes": classes, "regions": regions, "activation": activation}
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    """Whether a value is a list of at least one item of a kind; True and False are no numbers."""
-    return isinstance(value, list) and len(value) > 0 and all(type(item) is kind for item in value)
+        raise ValueError(f"{path}: {name}: found {found!r}, wanted the fields {sorted(FIELDS)}")
+    info = cast(DatasetInfo, {"channels": channels, **told})
+    try:
+        check_dataset_info(name, info)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return info
