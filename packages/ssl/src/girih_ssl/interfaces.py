@@ -129,7 +129,7 @@ class Objective(Protocol):
     The loss is a float32 scalar with a gradient, whatever the autocast dtype; every other entry is a detached scalar
     to be logged. All randomness comes from `batch["seed"]`, one generator per sample (see `sample_generators`).
 
-    Six more members are optional:
+    Seven more members are optional:
 
     - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see.
     - `after_step()`: called once after every optimiser step.
@@ -140,6 +140,8 @@ class Objective(Protocol):
     - `deterministic`: True says that nothing is drawn, so that the seed has no effect. It is taken as False if absent.
     - `ddp_exact`: False says that the mean of the gradients of equal parts of a batch is not the gradient of the
       whole, because the loss compares samples or counts voxels over the batch. It is taken as True if absent.
+    - `own_augmentation`: True says that the method draws all its changes of a patch itself, so that a program should not
+      rotate, scale or mirror it before. It is taken as False if absent.
 
     Attributes:
         encoder: the trained module, exportable as it is.
@@ -166,7 +168,8 @@ class ObjectiveConfig(Protocol):
     """The settings of a method: a frozen dataclass, registered in the entry-point group `girih.objectives`.
 
     Every field is a str, int, float, bool or a tuple of these, with a default and a docstring: the fields are the
-    command line.
+    command line. A class attribute or property `neck_maps` is optional: "finest" says that of the neck's maps only the
+    first is read, "deep" all but the coarsest, so that a program need not make the others; if absent, all are made.
     """
 
     if TYPE_CHECKING:  # or issubclass() could not tell a config class

@@ -22,6 +22,8 @@ class MAEConfig:
     block_zyx: tuple[int, int, int] = (16, 16, 16)
     """Voxels of a block along (z, y, x)."""
 
+    neck_maps = "finest"
+
     def __post_init__(self) -> None:
         check_blocks(self.mask_ratio, self.block_zyx)
 

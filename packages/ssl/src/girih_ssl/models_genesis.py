@@ -42,6 +42,8 @@ class ModelsGenesisConfig:
     """"none": every channel of a patch is brought to [0, 1] first; "nnssl": z-scored intensities are taken as if they
     were in [0, 1], as the public code of Wald et al. does."""
 
+    neck_maps = "finest"
+
     def __post_init__(self) -> None:
         for name in ("flip", "shuffle", "curve", "paint", "box"):
             _check_share(f"{name}_probability", getattr(self, f"{name}_probability"))
@@ -124,6 +126,7 @@ class ModelsGenesis(nn.Module):
     """
 
     requires = frozenset({"image", "seed"})
+    own_augmentation = True
 
     def __init__(
         self, encoder: Encoder, neck: Neck, in_channels: int, config: ModelsGenesisConfig | None = None

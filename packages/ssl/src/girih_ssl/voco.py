@@ -144,6 +144,7 @@ class VoCo(nn.Module):
 
     requires = frozenset({"image", "seed"})
     ddp_exact = False
+    own_augmentation = True
 
     def __init__(self, encoder: Encoder, in_channels: int, config: VoCoConfig | None = None) -> None:
         super().__init__()
