@@ -21,6 +21,7 @@ def run(
     resume: bool = False,
     stop: int | None = None,
     lr_at: Callable[[str, int], float] | None = None,
+    part: float = 2.0,
     **changes: Any,
 ) -> list[str]:
     """Train one weight towards a number per batch; returns what was exported, as `step:weight`.
@@ -41,7 +42,7 @@ def run(
     train(
         model,
         make_batches,
-        lambda net, batch: {"loss": net(batch["x"]).square().sum(), "twice": 2 * net(batch["x"]).sum().detach()},
+        lambda net, batch: {"loss": net(batch["x"]).square().sum(), "twice": part * net(batch["x"]).sum().detach()},
         Recipe(**{"steps": len(batches), "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, **changes}),
         [{"params": [model.weight], "name": "encoder"}],
         training=training,
@@ -83,6 +84,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_logged(tmp_path: P
     with pytest.raises(ValueError, match="the loss became nan at step 2"):
         run(tmp_path, [1.0, float("nan"), 1.0])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(tmp_path: Path) -> None:
+    # the loss, (2.4e19 w)^2, is finite with w = 0.32; its gradient, 2 (2.4e19)^2 w, is not
+    with pytest.raises(ValueError, match=r"weights are no longer finite at step 4, 'weight' first of 1 tensors"):
+        run(tmp_path, [1.0, 1.0, 1.0, 2.4e19])
+    checkpoints = tmp_path / "checkpoints"
+    assert (checkpoints / "latest").read_text() == "step_000000002"
+    assert load_model(checkpoints / "step_000000002")["weight"].isfinite().all()
+    assert [path.name for path in checkpoints.glob("*step*")] == ["step_000000002"]
+
+
+def test_a_part_of_the_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'twice', a part of the loss, became inf at step 1"):
+        run(tmp_path, [1.0], part=float("inf"))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_what_is_read_on_the_cpu_is_not_moved() -> None:

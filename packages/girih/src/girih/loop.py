@@ -28,6 +28,7 @@ Batch = dict[str, Any]
 STAYS_ON_CPU = {"seed", "index", "start", "affine"}
 BETWEEN_PLOTS_S = 30.0
 BETWEEN_LINES_S = 30.0  # in a log, where no bar is drawn
+HELP = "a lower learning rate or --clip-norm may help"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def train(
         lr_at: (name of a parameter group, step) -> its learning rate; None: the recipe's, for all groups.
 
     Raises:
-        ValueError: the folder holds another run, or one that is not to be resumed, or the loss is no longer finite.
+        ValueError: the folder holds another run, or one that is not to be resumed, or the loss, a part of it or the
+            weights are no longer finite; the last checkpoint is from before that.
     """
     folder.check(config, resume=training.resume)
     accelerator.wait_for_everyone()  # every process has looked before one writes
@@ -138,6 +140,7 @@ def train(
     after_step = getattr(plain_model, "after_step", None)
 
     def checkpoint_now() -> None:
+        check_finite((plain_model, result), step, accelerator)
         state = {
             "g": step * batch_size,
             "epoch": step * batch_size // n_per_epoch,
@@ -159,8 +162,10 @@ def train(
         def note(row: Row) -> None:
             nonlocal told
             losses = row.losses()
-            if not math.isfinite(losses["loss"]):
-                raise ValueError(f"the loss became {losses['loss']} at step {row.step}; a lower learning rate may help")
+            for name, value in losses.items():
+                if not math.isfinite(value):
+                    what = "the loss" if name == "loss" else f"{name!r}, a part of the loss,"
+                    raise ValueError(f"{what} became {value} at step {row.step}; {HELP}")
             if accelerator.is_main_process:
                 folder.log({"step": row.step, **losses, "lr": row.lr, "seconds": round(row.seconds, 3)})
             accelerator.log(losses, step=row.step)
@@ -208,6 +213,20 @@ def train(
     accelerator.end_training()
     accelerator.print(f"{title} done: {folder.path}", file=sys.stderr)
     return result
+
+
+def check_finite(models: Iterable[nn.Module], step: int, accelerator: Accelerator) -> None:
+    """Check the weights of a model and of its average, on all processes: a finite loss may have an infinite gradient.
+
+    Raises:
+        ValueError: a number is not finite, on this process or another.
+    """
+    tensors = {name: t for model in models for name, t in (*model.named_parameters(), *model.named_buffers())}
+    bad = torch.stack([~t.detach().isfinite().all() for t in tensors.values()])
+    if accelerator.reduce(bad.any().float(), reduction="sum").item() > 0:
+        names = [name for name, is_bad in zip(tensors, bad.tolist(), strict=True) if is_bad]
+        which = f", {names[0]!r} first of {len(names)} tensors" if names else ""
+        raise ValueError(f"the weights are no longer finite at step {step}{which}; {HELP}. The last checkpoint stays")
 
 
 def warn(accelerator: Accelerator, warnings: Iterable[str]) -> None:

@@ -71,7 +71,7 @@ class RunFolder:
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append one row to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of metrics.jsonl beyond `step`: a resumed run writes them again."""
