@@ -33,6 +33,8 @@ class S3DConfig:
     compat: str = "none"
     """"nnssl": the encoder's input is not masked, as in the public code, so that hidden voxels leak into the stem."""
 
+    neck_maps = "finest"
+
     def __post_init__(self) -> None:
         check_blocks(self.mask_ratio, self.block_zyx)
         if self.decoder not in ("full", "light"):
