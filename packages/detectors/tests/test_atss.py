@@ -1,48 +1,79 @@
 """ATSS from the grid against ATSS on the full matrix."""
 
+import runpy
+from fractions import Fraction
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_detectors import AnchorMatch, anchor_grid, iou, match_atss, pairwise_iou
+from girih_detectors import AnchorMatch, anchor_grid, match_atss
+
+DEFINITIONS = runpy.run_path(str(Path(__file__).with_name("definitions.py")))
 
 
 def full_matrix(boxes, grid, k) -> dict[int, int]:
-    """{anchor: object}: every distance and every IoU, ties and orphans as the module says, in Python loops."""
-    anchors = grid.all_boxes().double()
-    overlap = pairwise_iou(boxes.double(), anchors)
-    centres, middle = (anchors[:, :3] + anchors[:, 3:]) / 2, (boxes[:, :3] + boxes[:, 3:]).double() / 2
-    distance = ((centres[None] - middle[:, None]) ** 2).sum(-1)
-    overlap, distance = overlap.tolist(), distance.tolist()
-    candidates = []
-    for row in range(len(boxes)):
+    """{anchor: object}: every distance, IoU as fractions, ties and orphans as the module says, in Python loops."""
+    centre = torch.cat([cells(*level) for level in zip(grid.shapes, grid.strides, strict=True)])
+    levels = [level for level, length in enumerate(grid.level_lengths) for _ in range(length)]
+    halves = [[Fraction(v) / 2 for v in size] for size in grid.sizes.flatten(0, 1).tolist()]
+    owner: dict[int, int] = {}
+    overlap, candidates, distances = [], [], []
+
+    def anchor(i) -> list[Fraction]:
+        half = halves[levels[i] * grid.per_cell + i % grid.per_cell]
+        middle = [Fraction(v) for v in centre[i // grid.per_cell].tolist()]
+        return [m - h for m, h in zip(middle, half, strict=True)] + [m + h for m, h in zip(middle, half, strict=True)]
+
+    for row, box in enumerate(boxes.double()):
+        z, y, x = ((centre - (box[:3] + box[3:]) / 2) ** 2).unbind(1)
+        distance = (z + y + x).repeat_interleave(grid.per_cell).tolist()
         chosen, start = [], 0
         for length in grid.level_lengths:
             k_here = min(k * grid.per_cell, length)
-            chosen += sorted(range(start, start + length), key=lambda i: (distance[row][i], i))[:k_here]
+            chosen += sorted(range(start, start + length), key=lambda i: (distance[i], i))[:k_here]
             start += length
+        values = {i: fraction_iou([Fraction(v) for v in box.tolist()], anchor(i)) for i in chosen}
+        mean = sum(values.values()) / len(chosen)
+        variance = sum((v - mean) ** 2 for v in values.values()) / max(1, len(chosen) - 1)
         candidates.append(chosen)
-    owner: dict[int, int] = {}
-    for row, chosen in enumerate(candidates):
-        values = torch.tensor([overlap[row][i] for i in chosen], dtype=torch.float64)
-        threshold = (values.mean() + (values.std() if len(chosen) > 1 else 0)).item()
-        for i in chosen:
-            claims = overlap[row][i] >= threshold and overlap[row][i] > 0
-            if claims and (i not in owner or overlap[row][i] > overlap[owner[i]][i]):
+        distances.append(distance)
+        overlap.append(values)
+        for i, v in values.items():
+            claims = v > 0 and v >= mean and (v - mean) ** 2 >= variance
+            if claims and (i not in owner or v > overlap[owner[i]][i]):
                 owner[i] = row
     for row, chosen in enumerate(candidates):
         if row in owner.values():
             continue
+        sides = [Fraction(v) for v in (boxes[row, 3:].double() - boxes[row, :3].double()).tolist()]
         free = [i for i in chosen if i not in owner]
-        sides, anchor_sides = boxes[row, 3:] - boxes[row, :3], anchors[:, 3:] - anchors[:, :3]
-        flat = torch.zeros(3, dtype=torch.float64)
-        shape = {i: iou(torch.cat([flat, sides.double()]), torch.cat([flat, anchor_sides[i]])).item() for i in free}
+        shape = {}
+        for i in free:
+            corners = anchor(i)
+            shape[i] = fraction_iou(
+                [Fraction(0)] * 3 + sides, [0] * 3 + [corners[a + 3] - corners[a] for a in range(3)]
+            )
         if free:
-            owner[min(free, key=lambda i: (-overlap[row][i], distance[row][i], -shape[i], i))] = row
+            owner[min(free, key=lambda i: (-overlap[row][i], distances[row][i], -shape[i], i))] = row
     return owner
+
+
+def cells(shape, stride) -> torch.Tensor:
+    """The exact centre of every cell."""
+    index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, 3)
+    return (index * torch.tensor(stride)).double() + 0.5
+
+
+def fraction_iou(a, b) -> Fraction:
+    shared = one = two = Fraction(1)
+    for k in range(3):
+        shared *= max(0, min(a[k + 3], b[k + 3]) - max(a[k], b[k]))
+        one, two = one * (a[k + 3] - a[k]), two * (b[k + 3] - b[k])
+    return shared / (one + two - shared)
 
 
 def as_dict(match: AnchorMatch) -> dict[int, int]:
@@ -62,21 +93,43 @@ def test_example_measured_on_nndetection() -> None:
     assert second.anchors.tolist() == [95, 119, 125, 126, 127]
 
 
-half = st.integers(0, 31).map(lambda v: v / 2)
-one_box = st.tuples(half, half, half, *[st.integers(1, 20).map(lambda v: v / 2)] * 3)
-
-
 @given(
-    st.lists(one_box, max_size=6),
-    st.sampled_from([((2, 2, 2), (4, 4, 4)), ((1, 2, 2), (2, 4, 4), (4, 8, 8)), ((4, 4, 4), (8, 8, 8), (16, 16, 16))]),
+    st.lists(st.tuples(*[st.integers(0, 47)] * 3, *[st.integers(1, 30)] * 3), max_size=6),
+    st.sampled_from([2, 3]),  # coordinates in halves, thirds
+    st.sampled_from(
+        [
+            ((2, 2, 2), (4, 4, 4)),
+            ((1, 2, 2), (2, 4, 4), (4, 8, 8)),
+            ((4, 4, 4), (8, 8, 8), (16, 16, 16)),
+            ((3, 5, 7), (6, 10, 14)),
+        ]
+    ),
     st.sampled_from([1, 4, 9]),
-    st.sampled_from([[[3.0, 4, 5], [6, 6, 6]], [[2.0, 1, 1], [1, 1, 1]]]),  # the small ones often touch nothing
+    # the small ones often touch nothing
+    st.sampled_from([[[3.0, 4, 5], [6, 6, 6]], [[2.0, 1, 1], [1, 1, 1]], [[3.3, 3.3, 3.3], [1 / 3, 2.7, 5.1]]]),
 )
-def test_equals_the_full_matrix(rows, strides, k, sizes) -> None:
-    low = torch.tensor([row[:3] for row in rows]).reshape(-1, 3)
-    boxes = torch.cat([low, low + torch.tensor([row[3:] for row in rows]).reshape(-1, 3)], dim=1)
-    grid = anchor_grid((16, 16, 16), strides, torch.tensor(sizes))
+def test_equals_the_full_matrix(rows, parts, strides, k, sizes) -> None:
+    rows = torch.tensor(rows).reshape(-1, 6) / parts
+    boxes = torch.cat([rows[:, :3], rows[:, :3] + rows[:, 3:]], dim=1)
+    image = tuple(16 if 16 % step == 0 else 2 * step for step in strides[-1])
+    grid = anchor_grid(image, strides, torch.tensor(sizes))
     assert as_dict(match_atss(boxes, grid, cells_per_level=k)) == full_matrix(boxes, grid, k)
+
+
+@pytest.mark.parametrize("side", [3.0, 3.3, 5.1])
+@pytest.mark.parametrize("per_cell", [1, 3, 7, 27])
+def test_candidates_that_overlap_equally_are_all_positive(side, per_cell) -> None:  # the spread is 0
+    grid = anchor_grid((64, 64, 64), ((8, 8, 8),), torch.full((per_cell, 3), side))
+    assert len(match_atss(torch.tensor([[0.0, 0, 0, 64, 64, 64]]), grid).anchors) == 4 * per_cell
+
+
+@pytest.mark.parametrize(
+    "box", [[4.0, 4, 4, 2, 6, 6], [4.0, 4, 4, 4, 6, 6], [4.0, torch.nan, 4, 6, 6, 6], [4.0, 4, 4, 6, 6, torch.inf]]
+)
+def test_boxes_that_are_none_are_refused(box) -> None:
+    grid = anchor_grid((8, 8, 8), ((4, 4, 4),), torch.tensor([[4.0, 4, 4]]))
+    with pytest.raises(ValueError, match=r"box 1 is \[4.0, .*, wanted finite numbers, z0 < z1"):
+        match_atss(torch.tensor([[0.0, 0, 0, 2, 2, 2], box]), grid)
 
 
 # (z0, y0, x0, z1, y1, x1) in an image of 8 x 32 x 32 voxels

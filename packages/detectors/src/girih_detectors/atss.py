@@ -5,12 +5,15 @@ memory is O(objects x candidates), not O(objects x anchors). Ties and the rules 
 
 - Equal centre distances: the lower cell index is the nearer one.
 - An anchor claimed by several objects goes to the highest IoU, then to the lower object.
+- Numbers are float64, in which anchors and IoU are exact to 1e-15, and a candidate reaches the threshold from 1e-12
+  below it: equal candidates are all positive, whatever the rounding of their mean.
 - A candidate that does not touch the object (IoU 0) is never claimed by the threshold. (nnDetection takes all
   candidates when all IoUs are 0.)
 - An object left without an anchor gets one free candidate: highest IoU, then nearest centre, then best shape, then
   lowest index. So a tiny object trains exactly one anchor instead of all or none.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor
 from .anchors import CENTRE_OFFSET, AnchorGrid, Triple
 from .ops import iou
 
+ROUNDING = 1e-12
 CELLS_PER_LEVEL = 4  # nnDetection, `num_candidates`; times the anchors per cell. The 2D paper uses 9 (section 4.1)
 
 
@@ -41,18 +45,29 @@ def match_atss(boxes: Float[Tensor, "n 6"], grid: AnchorGrid, *, cells_per_level
         boxes: objects in voxel edges, every side > 0.
         grid: the anchors of the image.
         cells_per_level: nearest cells taken of each level (all, if the level has fewer).
+
+    Raises:
+        ValueError: a box that is not finite or has a side <= 0.
     """
     if len(boxes) == 0:
         nothing = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return AnchorMatch(nothing, nothing)
+    _check(boxes)
+    grid = replace(grid, sizes=grid.sizes.double())
     index, distance = _candidates(boxes, grid, cells_per_level)
-    # float64: the comparison with the threshold must not depend on the order of a float32 sum
-    overlap = iou(boxes[:, None].double(), grid.boxes(index).double())
+    overlap = iou(boxes[:, None].double(), grid.boxes(index))
     spread = overlap.std(1) if index.shape[1] > 1 else torch.zeros_like(overlap[:, 0])
-    positive = (overlap >= (overlap.mean(1) + spread)[:, None]) & (overlap > 0)
+    positive = (overlap >= (overlap.mean(1) + spread - ROUNDING)[:, None]) & (overlap > 0)
     rows, columns = positive.nonzero(as_tuple=True)
     match = _one_object_each(index[rows, columns], rows, overlap[rows, columns])
     return _serve_orphans(match, boxes, grid, index, distance, overlap)
+
+
+def _check(boxes: Tensor) -> None:
+    good = torch.isfinite(boxes).all(1) & (boxes[:, 3:] > boxes[:, :3]).all(1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        raise ValueError(f"box {row} is {boxes[row].tolist()}, wanted finite numbers, z0 < z1, y0 < y1, x0 < x1")
 
 
 def _candidates(
@@ -107,7 +122,7 @@ def _serve_orphans(
     if len(rows) == 0:
         return match
     index, distance, overlap = index[rows], distance[rows], overlap[rows]
-    shape = _shape_iou(boxes[rows, None].double(), grid.boxes(index).double())
+    shape = _shape_iou(boxes[rows, None].double(), grid.boxes(index))
     best = shape.argsort(dim=1, descending=True, stable=True)
     best = best.gather(1, distance.gather(1, best).argsort(dim=1, stable=True))
     best = best.gather(1, overlap.gather(1, best).argsort(dim=1, descending=True, stable=True))
@@ -116,8 +131,9 @@ def _serve_orphans(
         free = next((anchor for anchor in wishes if anchor not in taken), None)
         if free is not None:  # None: more objects than anchors around them
             taken[free] = row
-    pairs = torch.tensor(sorted(taken.items()), device=boxes.device)
-    return AnchorMatch(pairs[:, 0], pairs[:, 1])
+    anchors = sorted(taken)
+    pairs = torch.tensor([anchors, [taken[anchor] for anchor in anchors]], device=boxes.device)
+    return AnchorMatch(*pairs)
 
 
 def _shape_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
