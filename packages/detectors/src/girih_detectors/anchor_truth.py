@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -25,19 +26,23 @@ class AnchorTruth:
     anchors: Float[Tensor, "p 6"]
     """Each positive anchor itself."""
     background: Bool[Tensor, "b n"]
-    """Anchors that teach what is no object: no positives, nor those centred on voxels that are not valid."""
+    """Anchors that teach what is no object: no positives, nor those of cells next to a voxel that is not valid."""
 
 
 @torch.no_grad()
 def anchor_truth(targets: Sequence[Target], grid: AnchorGrid) -> AnchorTruth:
-    """Match every image's objects with its anchors (see `match_atss`) and join the images."""
+    """Match every image's objects with its anchors (see `match_atss`) and join the images.
+
+    A cell is next to a voxel if its centre is less than a stride of its level away along every axis. Of each level
+    these are the cells around it, as ATSS's candidates are: what is not valid may be an object that is not told of.
+    """
     n, device = len(grid), grid.sizes.device
     background = torch.ones(len(targets), n, dtype=torch.bool, device=device)
     positives, labels, boxes, anchors = [], [], [], []
     for image, target in enumerate(targets):
         match = match_atss(target["boxes"].float(), grid)
         if "valid" in target:
-            background[image] = _centred_on(target["valid"], grid)
+            background[image] = _far_from_invalid(target["valid"], grid)
         background[image, match.anchors] = False
         positives.append(image * n + match.anchors)
         labels.append(target["labels"][match.objects])
@@ -46,7 +51,17 @@ def anchor_truth(targets: Sequence[Target], grid: AnchorGrid) -> AnchorTruth:
     return AnchorTruth(torch.cat(positives), torch.cat(labels), torch.cat(boxes), torch.cat(anchors), background)
 
 
-def _centred_on(valid: Bool[Tensor, "z y x"], grid: AnchorGrid) -> Bool[Tensor, " n"]:
-    """Whether the voxel in the middle of each anchor is valid: voxel index * stride, see `anchors.CENTRE_OFFSET`."""
-    cells = [valid[::z, ::y, ::x].flatten() for z, y, x in grid.strides]
+def _far_from_invalid(valid: Bool[Tensor, "z y x"], grid: AnchorGrid) -> Bool[Tensor, " n"]:
+    """Whether no voxel less than a stride around the middle of each anchor's cell is invalid.
+
+    The middle of cell i is voxel i * stride, see `anchors.CENTRE_OFFSET`.
+    """
+    cells = []
+    for stride in grid.strides:
+        invalid = (~valid).float()[None]
+        for axis, step in enumerate(stride):  # one after the other: a window of 63^3 voxels is slow
+            window, steps, margin = [1, 1, 1], [1, 1, 1], [0, 0, 0]
+            window[axis], steps[axis], margin[axis] = 2 * step - 1, step, step - 1
+            invalid = F.max_pool3d(invalid, window, steps, margin)
+        cells.append(invalid.flatten() == 0)
     return torch.cat(cells).repeat_interleave(grid.per_cell)
