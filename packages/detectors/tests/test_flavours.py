@@ -32,7 +32,13 @@ def test_hnm_giou_equals_its_definition_in_float64() -> None:
     truth = anchor_truth(targets, detector.anchors((24, 24, 24)))
     assert len(truth.positives) > 5  # more than the 5 that two images with 8 anchors have a right to
     kept, negatives = sample_anchors(
-        logits.amax(-1), truth.positives, truth.background, images, per_image=8, positive_fraction=0.33, pool=20
+        logits.amax(-1),
+        truth.positives,
+        truth.background,
+        torch.tensor([0, 1]),  # toy_batch: the image's number
+        per_image=8,
+        positive_fraction=0.33,
+        pool=20,
     )
     assert (len(kept), len(negatives)) == (5, 10)
     logits, boxes = logits.double().flatten(0, 1), decode(deltas.flatten(0, 1)[truth.positives], truth.anchors)
@@ -56,8 +62,9 @@ def test_hnm_giou_equals_its_definition_in_float64() -> None:
 
 
 def test_boxes_that_are_right_cost_nothing_and_minus_giou_has_the_same_gradient() -> None:
-    truth = anchor_truth(toy_batch((2,))[1], build(HnmGiou()).anchors((24, 24, 24)))
-    images, n = torch.zeros(1, 1, 24, 24, 24), truth.background.shape[1]
+    targets = toy_batch((2,))[1]
+    truth = anchor_truth(targets, build(HnmGiou()).anchors((24, 24, 24)))
+    n = truth.background.shape[1]
     deltas = torch.zeros(n, 6)
     size = truth.anchors[:, 3:] - truth.anchors[:, :3]
     wanted = truth.boxes[:, 3:] - truth.boxes[:, :3]
@@ -65,10 +72,10 @@ def test_boxes_that_are_right_cost_nothing_and_minus_giou_has_the_same_gradient(
         :, :3
     ] / (2 * size)
     deltas[truth.positives, 3:] = (wanted / size).log()
-    _, regression = HnmGiou()(torch.zeros(1, n, 2), deltas[None], truth, images)
+    _, regression = HnmGiou()(torch.zeros(1, n, 2), deltas[None], truth, targets)
     assert regression.item() == pytest.approx(0, abs=1e-6)  # nnDetection's -GIoU: -1 for each
     off = (deltas + 0.3)[None].requires_grad_()
-    HnmGiou()(torch.zeros(1, n, 2), off, truth, images)[1].backward()
+    HnmGiou()(torch.zeros(1, n, 2), off, truth, targets)[1].backward()
     for row, anchor, box in zip(truth.positives, truth.anchors, truth.boxes, strict=True):
         for k in range(6):
             ends = []
@@ -128,34 +135,67 @@ def test_output_that_is_not_a_number_is_a_loss_that_is_not_a_number(loss) -> Non
 
 @pytest.mark.parametrize("loss", [FocalL1(), HnmGiou()], ids=["focal_l1", "hnm_giou"])
 def test_half_precision_output_is_scored_in_float32(loss) -> None:
-    truth = anchor_truth(toy_batch((2,))[1], build(loss).anchors((24, 24, 24)))
+    targets = toy_batch((2,))[1]
+    truth = anchor_truth(targets, build(loss).anchors((24, 24, 24)))
     n = truth.background.shape[1]
     logits, deltas = torch.randn(1, n, 2).bfloat16(), torch.randn(1, n, 6).bfloat16()
-    images = torch.zeros(1, 1, 24, 24, 24)
     for a, b in zip(
-        loss(logits, deltas, truth, images), loss(logits.float(), deltas.float(), truth, images), strict=True
+        loss(logits, deltas, truth, targets), loss(logits.float(), deltas.float(), truth, targets), strict=True
     ):
         assert a.dtype == torch.float32
         assert torch.equal(a, b)
 
 
+def test_a_patch_that_is_seen_again_trains_other_anchors() -> None:
+    loss, (_, targets) = HnmGiou(per_image=8), toy_batch((4,))
+    truth = anchor_truth(targets, build(loss).anchors((24, 24, 24)))
+    trained = torch.zeros(truth.background.numel(), dtype=torch.bool)
+    for step in range(40):
+        logits = torch.zeros(1, len(trained), 2, requires_grad=True)
+        loss(logits, torch.zeros(1, len(trained), 6), truth, [{**targets[0], "seed": step}])[0].backward()
+        trained |= logits.grad[0].any(-1)
+    assert len(truth.positives) > 2 * int(8 * 0.33)
+    assert trained[truth.positives].all()
+
+
+def test_a_seed_is_an_int_or_a_tensor_and_required() -> None:
+    detector = build(HnmGiou(per_image=8), segmentation=False)
+    images, targets = toy_batch((4, 4))
+    losses = [
+        detector(images, [{**target, "seed": seed} for target, seed in zip(targets, seeds, strict=True)])["loss"]
+        for seeds in ((7, 2**63 - 1), torch.tensor([7, 2**63 - 1]), (8, 2**63 - 1))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    del targets[1]["seed"]
+    targets[1]["case_id"] = "LIDC-7"
+    with pytest.raises(ValueError, match=r"target 1 \(case 'LIDC-7'\) has no `seed`, from which HnmGiou draws"):
+        detector(images, targets)
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("loss", "settings", "message"),
     [
-        ({"positive_fraction": 0.0}, "positive_fraction is 0.0"),
-        ({"positive_fraction": 1.0}, "positive_fraction is 1.0"),
-        ({"per_image": 3}, "per_image is 3"),
-        ({"pool": 0}, "pool is 0"),
+        (HnmGiou, {"positive_fraction": 0.0}, "positive_fraction is 0.0"),
+        (HnmGiou, {"positive_fraction": 1.0}, "positive_fraction is 1.0"),
+        (HnmGiou, {"per_image": 3}, "per_image is 3"),
+        (HnmGiou, {"pool": 0}, "pool is 0"),
+        (HnmGiou, {"classification": -1.0}, "classification is -1.0, wanted 0 or more"),
+        (FocalL1, {"regression": torch.nan}, "regression is nan"),
+        (FocalL1, {"segmentation": torch.inf}, "segmentation is inf"),
+        (FocalL1, {"dice_numerator": -1e-5}, "dice_numerator is -1e-05"),
+        (FocalL1, {"gamma": -1.0}, "gamma is -1.0, wanted 0 or more"),
+        (FocalL1, {"alpha": 1.1}, "alpha is 1.1, wanted 0 to 1"),
+        (FocalL1, {"beta": -0.1}, "beta is -0.1, wanted 0 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message) -> None:
+def test_settings_that_make_no_sense_are_refused(loss, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
-        HnmGiou(**settings)
+        loss(**settings)
 
 
 def test_a_loss_of_ones_own_is_a_flavour() -> None:
     class Mine(FocalL1):
-        def __call__(self, logits, deltas, truth, images):
+        def __call__(self, logits, deltas, truth, targets):
             return logits.square().mean(), deltas.square().mean()
 
     assert isinstance(Mine(), Flavour)

@@ -32,7 +32,8 @@ def test_loss_equals_its_definition_in_float64() -> None:
         p = logits[row].sigmoid()
         every = torch.where(wanted > 0, -0.75 * (1 - p) * p.log(), -0.25 * p * (1 - p).log()).mean(-1)
         centre = (grid.all_boxes()[:, :3] + grid.all_boxes()[:, 3:]) / 2
-        counted = centre[:, 2] < 22 - row  # toy_batch: the last 2 + row voxels along x are invalid
+        stride = torch.tensor([2.0, 4]).repeat_interleave(torch.tensor(grid.level_lengths))
+        counted = centre[:, 2] - 0.5 + stride <= 22 - row  # toy_batch: the last 2 + row voxels along x are invalid
         counted[match.anchors] = True
         focal += every[counted].sum()
         difference = (
@@ -152,6 +153,8 @@ def test_anchors_are_part_of_the_state() -> None:
     [
         ({"levels": (1, 3)}, r"levels are \(1, 3\), the pyramid has maps 0..2"),
         ({"levels": ()}, r"levels are \(\)"),
+        ({"levels": (2, 1)}, r"levels are \(2, 1\), wanted ascending"),
+        ({"levels": (1, 1)}, r"levels are \(1, 1\), wanted ascending"),
         ({"classes": ()}, r"classes are \[\]"),
         ({"classes": ("a", "a")}, "each once"),
         ({"anchors_zyx": [[1, 2]]}, r"anchors_zyx have shape \(1, 2\)"),
@@ -250,6 +253,16 @@ def spoil(name):
             target["instances"] = target["instances"] > 0
         case "integer valid":
             target["valid"] = target["valid"].int()
+        case "16 unsigned bits":
+            target["instances"] = target["instances"].to(torch.uint16)
+        case "float seed":
+            target["seed"] = 0.5
+        case "long seed":
+            target["seed"] = 2**63
+        case "seed with an axis":
+            target["seed"] = torch.zeros(1, dtype=torch.int64)
+        case "short seed":
+            target["seed"] = torch.zeros((), dtype=torch.int32)
         case "negative instance":
             target["instances"][0, 0, 0] = -1
         case "instance without any box":
@@ -301,11 +314,16 @@ def spoil(name):
         ("no labels", "target 1 has no `labels`"),
         ("flat boxes", r"target 1: boxes \(3, 4\) and labels \(3,\), wanted \(n, 6\) and \(n,\)"),
         ("float labels", "target 1: labels are torch.float32, wanted torch.int64"),
-        ("float mask", "target 1: `instances` is torch.float32, wanted integers"),
-        ("bool mask", "target 1: `instances` is torch.bool, wanted integers"),
-        ("integer valid", "target 1: `valid` is torch.int32, wanted bool"),
+        ("float mask", "target 1: `instances` is torch.float32, wanted torch.uint8 or torch.int8 or"),
+        ("bool mask", "target 1: `instances` is torch.bool, wanted torch.uint8"),
+        ("integer valid", "target 1: `valid` is torch.int32, wanted torch.bool"),
+        ("16 unsigned bits", "target 1: `instances` is torch.uint16, wanted torch.uint8"),
+        ("float seed", "target 1: `seed` is 0.5, wanted an int64"),
+        ("long seed", "target 1: `seed` is 9223372036854775808, wanted an int64"),
+        ("seed with an axis", r"target 1: `seed` is torch.int64 \(1,\), wanted a torch.int64 without axes"),
+        ("short seed", r"target 1: `seed` is torch.int32 \(\), wanted a torch.int64 without axes"),
         ("negative instance", r"target 1: `instances` holds -1\.\.3, wanted 0\.\.3"),
-        ("instance without any box", r"target 1: `instances` holds 1\.\.1, wanted 0\.\.0"),
+        ("instance without any box", r"target 1: `instances` holds 0\.\.1, wanted 0\.\.0"),
         (
             "instance out of its box",
             r"target 1, row 2: `instances` has number 3 at voxel \[20, 1, 2\], outside the box",
@@ -326,7 +344,7 @@ def spoil(name):
         ("labels", r"target 1: boxes \(3, 6\) and labels \(2,\)"),
         ("mask", r"target 1: `instances` has shape \(4, 24, 24\)"),
         ("valid", r"target 1: `valid` has shape \(4, 24, 24\)"),
-        ("instances", r"target 1: `instances` holds 1\.\.4, wanted 0\.\.3"),
+        ("instances", r"target 1: `instances` holds 0\.\.4, wanted 0\.\.3"),
     ],
 )
 def test_bad_batches_are_refused(name, message) -> None:
@@ -337,6 +355,41 @@ def test_bad_batches_are_refused(name, message) -> None:
 def test_images_of_four_axes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"images have shape \(1, 24, 24, 24\), wanted \(batch, channel, z, y, x\)"):
         check_images(torch.zeros(1, 24, 24, 24), ((1, 1, 1),), 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(0, 1, 24, 24, 24), r"images have shape \(0, 1, 24, 24, 24\), wanted 1 or more along each axis"),
+        (torch.zeros(1, 1, 0, 24, 24), r"images have shape \(1, 1, 0, 24, 24\), wanted 1 or more"),
+        (torch.zeros(1, 1, 24, 24, 24, dtype=torch.int16), "images are torch.int16, wanted torch.float32, torch.b"),
+        (torch.zeros(1, 1, 24, 24, 24, dtype=torch.float64), "images are torch.float64, wanted torch.float32"),
+    ],
+)
+def test_images_that_no_network_takes_are_refused(images, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_images(images, ((1, 1, 1),), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_masks_may_be_of_any_integers(dtype) -> None:
+    detector = build()
+    images, targets = toy_batch((3,))
+    want = detector(images, targets)["loss"]
+    targets[0]["instances"] = targets[0]["instances"].to(dtype)
+    assert detector(images, targets)["loss"] == want
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "double"])
+def test_anchors_stay_exact_in_a_network_that_is_cast(cast) -> None:
+    anchors = [[27.1, 33.3, 50.7]]
+    for detector in (build(anchors_zyx=anchors), nn.Sequential(build(anchors_zyx=anchors))):
+        getattr(detector, cast)()
+        found = detector.get_buffer("anchors_zyx" if isinstance(detector, RetinaUNet) else "0.anchors_zyx")
+        assert torch.equal(found, torch.tensor(anchors))
+        assert next(detector.parameters()).dtype == getattr(torch, cast)
+    assert build().to("meta").bfloat16().anchors_zyx.is_meta
+    assert build().to("meta", torch.bfloat16).to_empty(device="cpu").anchors_zyx.dtype == torch.float32
 
 
 def test_a_coarse_finest_map_is_segmented_on_the_input_grid() -> None:

@@ -1,8 +1,8 @@
 """Which anchors of a batch a classification loss looks at: hard-negative sampling as nnDetection's v0.1 does it.
 
-The draw is a function of the batch. Every anchor's ticket is a hash of its image's voxels and its own number, and the
-lowest tickets win. So nothing has to be stored or seeded: a resumed training draws as an uninterrupted one would, and
-the ranks of a distributed training draw what one process would draw from the joined batch.
+The draw is a function of the batch. Every anchor's ticket is a hash of its image's seed and its own number, and the
+lowest tickets win. So nothing has to be stored: with the same seeds a resumed training draws as an uninterrupted one
+would, and the ranks of a distributed training draw what one process would draw from the joined batch.
 """
 
 import torch
@@ -21,7 +21,7 @@ def sample_anchors(
     scores: Float[Tensor, "b n"],
     positives: Int64[Tensor, " p"],
     background: Bool[Tensor, "b n"],
-    images: Float[Tensor, "b c z y x"],
+    seeds: Int64[Tensor, " b"],
     *,
     per_image: int,
     positive_fraction: float,
@@ -37,13 +37,17 @@ def sample_anchors(
         scores: the more, the more an anchor looks like an object; of equal ones the lower ticket is the harder.
         positives: anchors of objects, counted through the images: image * n + anchor.
         background: anchors that may be drawn as negatives.
-        images: what the tickets are hashed from.
-        per_image: anchors that an image has a right to.
+        seeds: a number for each image, another one whenever it is seen again; images of one seed draw the same anchors.
+        per_image: anchors that an image has a right to, enough for one positive.
         positive_fraction: share of positives, in (0, 1).
-        pool: negatives that may be drawn for each that is.
+        pool: negatives that may be drawn for each that is, 1 or more.
+
+    Raises:
+        ValueError: settings that make no sense.
     """
-    tickets = _tickets(images, scores.shape[1])
-    batch, objects = _totals(len(images), len(positives), like=scores)
+    check_sampling(per_image, positive_fraction, pool)
+    tickets = _tickets(seeds, scores.shape[1])
+    batch, objects = _totals(len(seeds), len(positives), like=scores)
     most = int(per_image * batch * positive_fraction)
     kept = positives[lowest_over_ranks(most, tickets[positives])]
     count = max(1, int((min(objects, most) or most) * (1 / positive_fraction - 1)))
@@ -54,16 +58,28 @@ def sample_anchors(
     return kept, candidates[lowest_over_ranks(count, tickets[candidates])]
 
 
+def check_sampling(per_image: int, positive_fraction: float, pool: int) -> None:
+    """Check the settings of `sample_anchors`.
+
+    Raises:
+        ValueError: a share of positives that is not in (0, 1), no positive for each image, or an empty pool.
+    """
+    if not 0 < positive_fraction < 1:
+        raise ValueError(f"positive_fraction is {positive_fraction}, wanted between 0 and 1")
+    if not per_image * positive_fraction >= 1:
+        raise ValueError(f"per_image is {per_image}, wanted enough for one positive of each image")
+    if not pool >= 1:
+        raise ValueError(f"pool is {pool}, wanted 1 or more")
+
+
 def _totals(*counts: int, like: Tensor) -> list[int]:
     """The sum over ranks of each."""
     return [int(total) for total in sum_over_ranks(torch.tensor(counts, device=like.device))]
 
 
-def _tickets(images: Tensor, anchors: int) -> Int64[Tensor, " bn"]:
+def _tickets(seeds: Int64[Tensor, " b"], anchors: int) -> Int64[Tensor, " bn"]:
     """A number >= 0 for every anchor of every image, the same on every device and whatever else is in the batch."""
-    bits = images.float().contiguous().view(torch.int32)
-    content = bits.flatten(1).sum(1, dtype=torch.int64)  # integers: exact in any order
-    x = _mixed(content)[:, None] + torch.arange(1, anchors + 1, device=images.device) * _GAMMA
+    x = _mixed(seeds)[:, None] + torch.arange(1, anchors + 1, device=seeds.device) * _GAMMA
     return _mixed(x).flatten() & (2**63 - 1)
 
 

@@ -38,6 +38,8 @@ class Target(TypedDict):
     """(z, y, x) integer; value k + 1 marks voxels of row k of `boxes`, all inside its box; 0 the background."""
     valid: NotRequired[Tensor]
     """(z, y, x) bool; False voxels (padding, defaced, outside) teach nothing about the background."""
+    seed: NotRequired[int | Tensor]
+    """int64, another one for every image of every step; what a loss draws for this image is drawn from it."""
     case_id: NotRequired[str]
     """Named in errors."""
 

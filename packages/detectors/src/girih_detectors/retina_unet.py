@@ -1,6 +1,6 @@
 """Retina U-Net (Jaeger et al. 2020) as nnDetection trains it: ATSS, one of two losses, Dice + cross-entropy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ class RetinaUNet(nn.Module):
     with gradient and detached parts that add up to it. Several processes under DistributedDataParallel give the
     gradient of one process with the joined batch; every rank has to call `forward`.
 
-    Voxels whose `valid` is False stay out of the segmentation loss, and background anchors centred on them out of the
-    classification loss; the anchors of an object count wherever they are.
+    Voxels whose `valid` is False stay out of the segmentation loss. Background anchors of a cell whose centre is less
+    than one stride from such a voxel, along every axis and level by level, stay out of the classification loss: so a
+    small object that is to be ignored, marked as not valid, is not taught as background. The anchors of an object count
+    wherever they are.
+
+    The anchors' sides stay float32 when the module is cast.
 
     Args:
         pyramid: feature maps, finest first; all `levels` of one width.
@@ -42,8 +46,8 @@ class RetinaUNet(nn.Module):
         post: what `detect` keeps.
 
     Raises:
-        ValueError: levels that the pyramid lacks or that differ in width, anchors or classes that make no sense, an
-            unknown activation.
+        ValueError: levels that the pyramid lacks, that do not ascend or that differ in width, anchors or classes that
+            make no sense, an unknown activation.
     """
 
     def __init__(
@@ -97,10 +101,10 @@ class RetinaUNet(nn.Module):
         segment = self.segmentation_head is not None
         shape = self._check(images)
         check_targets(targets, len(images), shape, len(self.classes), instances=segment)
+        truth = anchor_truth(targets, self.anchors(shape))  # first: on a GPU its synchronisations do not await the maps
         logits, deltas, *masks = self.tensors(images)
         with torch.autocast(images.device.type, enabled=False):
-            truth = anchor_truth(targets, self.anchors(shape))
-            classification, regression = self.loss(logits, deltas, truth, images)
+            classification, regression = self.loss(logits, deltas, truth, targets)
             parts = {"classification": classification, "regression": regression}
             if segment:
                 parts["segmentation"] = self._segmentation(masks[0], targets)
@@ -126,6 +130,13 @@ class RetinaUNet(nn.Module):
         logits, deltas = tensors[:2]
         return [select_detections(a, b, grid, image_zyx, self.post) for a, b in zip(logits, deltas, strict=True)]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetinaUNet":
+        exact = self.anchors_zyx
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.anchors_zyx.dtype != exact.dtype:  # bfloat16 has 27.125 for 27.1
+            self.anchors_zyx = exact.to(self.anchors_zyx.device)
+        return self
+
     def _read(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         chosen = [maps[level] for level in self.levels]
         return self.class_head(chosen), self.box_head(chosen)
@@ -150,6 +161,8 @@ def _check_levels(pyramid: Pyramid, levels: Sequence[int]) -> int:
     """Return the width that the levels share."""
     if len(levels) == 0 or any(not 0 <= level < len(pyramid.channels) for level in levels):
         raise ValueError(f"levels are {tuple(levels)}, the pyramid has maps 0..{len(pyramid.channels) - 1}")
+    if list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels are {tuple(levels)}, wanted ascending, finest first")
     widths = [pyramid.channels[level] for level in levels]
     if len(set(widths)) != 1:
         raise ValueError(f"levels {tuple(levels)} have {widths} channels, wanted one width for the shared heads")

@@ -45,7 +45,7 @@ def toy_batch(
     """Return images of faint noise with this many cuboids each (at most 4), and their targets.
 
     Class 0 has intensity 1, class 1 has 2; cuboids have sides of 1/4 of the axis and do not touch. A margin at the end
-    of x is not valid.
+    of x is not valid. The seed of an image is its number in the batch.
     """
     noise = torch.Generator().manual_seed(0)
     images = 0.1 * torch.randn((len(objects), channels, *shape), generator=noise)
@@ -63,7 +63,8 @@ def toy_batch(
             boxes[row] = torch.tensor([*low, *high])
         valid = torch.ones(shape, dtype=torch.bool)
         valid[:, :, -2 - place :] = False  # another number of voxels in each image
-        targets.append({"boxes": boxes, "labels": torch.arange(count) % 2, "instances": instances, "valid": valid})
+        labels = torch.arange(count) % 2
+        targets.append({"boxes": boxes, "labels": labels, "instances": instances, "valid": valid, "seed": place})
     return images, targets
 
 

@@ -14,6 +14,8 @@ from .tiny import CLASSES, toy_batch
 STEPS = 400
 HIT = 0.5
 """IoU from which a box has found its object."""
+BIAS = 0.15
+"""Voxels; by half of one differ the usual conventions of what a coordinate means."""
 
 
 def check_losses_are_finite(make: Make) -> None:
@@ -67,46 +69,46 @@ def check_overfits_one_image(make: Make) -> None:
 
 
 def check_mirrored_objects_have_mirrored_boxes(make: Make) -> None:
-    """What learns an image and its mirror along each axis finds every object at its mirrored place.
+    """What learns an image and its mirror finds every object of both, and no coordinate is off to one side.
 
-    The patch has three different sides, so an axis that is taken for another, or a box decoded to one side only, shows.
+    Within 400 steps the mean error of each of the six coordinates, over the objects of both images, falls below 0.15
+    voxels. Boxes that are decoded half a voxel too far, or too wide, have a mean error of that size, however well the
+    network learns; so has the mirror image's, if only its boxes are off. The patch has three different sides, so an
+    axis that is taken for another shows.
     """
-    images, targets = toy_batch((3,), shape=(16, 24, 32))
-    batch, truths = [images], [targets[0]]
-    for axis in range(3):
-        batch.append(images.flip(2 + axis))
-        truths.append(mirrored(targets[0], axis, images.shape[2 + axis]))
-    _overfit(build(make), torch.cat(batch), truths)
+    images, (target,) = toy_batch((3,), shape=(16, 24, 32))
+    _overfit(build(make), torch.cat([images, images.flip((2, 3, 4))]), [target, mirrored(target)], bias=BIAS)
 
 
-def mirrored(target: Target, axis: int, side: int) -> Target:
-    """Return the target of the image mirrored along an axis (0 is z) of `side` voxels."""
-    boxes = target["boxes"].clone()
-    boxes[:, axis], boxes[:, 3 + axis] = side - target["boxes"][:, 3 + axis], side - target["boxes"][:, axis]
+def mirrored(target: Target) -> Target:
+    """Return the target of the image mirrored along all three axes."""
+    sides = torch.tensor(target["instances"].shape)
     return {
-        "boxes": boxes,
+        "boxes": torch.cat([sides - target["boxes"][:, 3:], sides - target["boxes"][:, :3]], dim=1),
         "labels": target["labels"],
-        "instances": target["instances"].flip(axis),
-        "valid": target["valid"].flip(axis),
+        "instances": target["instances"].flip((0, 1, 2)),
+        "valid": target["valid"].flip((0, 1, 2)),
     }
 
 
-def _overfit(detector: Any, images: Tensor, targets: Sequence[Target]) -> None:
+def _overfit(detector: Any, images: Tensor, targets: Sequence[Target], bias: float = torch.inf) -> None:
     optimiser = torch.optim.Adam(detector.parameters(), lr=3e-3)
     fault = ""
     for step in range(1, STEPS + 1):
+        seeded: list[Target] = [{**target, "seed": step * len(targets) + i} for i, target in enumerate(targets)]
         optimiser.zero_grad()
-        detector(images, targets)["loss"].backward()
+        detector(images, seeded)["loss"].backward()
         optimiser.step()
         if step % 20 == 0:
-            fault = _mismatch(detector, images, targets)
+            fault = _mismatch(detector, images, targets, bias)
             if not fault:
                 return
     raise AssertionError(f"after {STEPS} steps: {fault}")
 
 
-def _mismatch(detector: Detector, images: Tensor, targets: Sequence[Target]) -> str:
-    """Say what is wrong with the n best detections of the first image that is not right, or nothing."""
+def _mismatch(detector: Detector, images: Tensor, targets: Sequence[Target], bias: float) -> str:
+    """Say what is wrong with the n best detections of the first image that is not right, or of all; or nothing."""
+    errors = []
     for image, (found, target) in enumerate(zip(detector.detect(images), targets, strict=True)):
         n = len(target["boxes"])
         boxes, labels = torch.as_tensor(found["boxes"])[:n], torch.as_tensor(found["labels"])[:n]
@@ -120,4 +122,9 @@ def _mismatch(detector: Detector, images: Tensor, targets: Sequence[Target]) -> 
             return f"image {image}: IoU of the {n} best boxes with their objects is {overlap.max(1).values.tolist()}"
         if not torch.equal(labels, target["labels"][hit]):
             return f"image {image}: labels are {labels.tolist()}, wanted {target['labels'][hit].tolist()}"
+        errors.append(boxes - target["boxes"][hit])
+    mean = torch.cat(errors).mean(0)
+    if float(mean.abs().max()) >= bias:
+        off = [round(value, 2) for value in mean.tolist()]
+        return f"(z0, y0, x0, z1, y1, x1) are off by {off} voxels on average, wanted less than {bias}"
     return ""
