@@ -1,51 +1,41 @@
 """Class-wise NMS against the textbook loop."""
 
 import inspect
+import runpy
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_detectors import class_nms, pairwise_iou
+from girih_detectors import class_nms
+
+DEFINITIONS = runpy.run_path(str(Path(__file__).with_name("definitions.py")))
+crowd = DEFINITIONS["crowd"]
 
 
-def textbook(boxes, scores, labels, threshold) -> list[int]:
-    order = sorted(range(len(scores)), key=lambda i: (-scores[i].item(), i))
-    falls = (pairwise_iou(boxes, boxes) > threshold) & (labels[:, None] == labels[None])
-    falls = falls.tolist()
-    kept: list[int] = []
-    for i in order:
-        if not any(falls[i][j] for j in kept):
-            kept.append(i)
-    return kept
-
-
-def scene(n: int, seed: int, spread: float, classes: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    low = spread * torch.rand(n, 3, generator=generator)
-    boxes = torch.cat([low, low + 2 + 8 * torch.rand(n, 3, generator=generator)], dim=1)
-    scores = torch.randint(0, 50, (n,), generator=generator) / 50  # many ties
-    return boxes, scores, torch.randint(0, classes, (n,), generator=generator)
+def textbook(*case) -> list[int]:
+    return DEFINITIONS["greedy_nms"](*case).tolist()
 
 
 @given(st.integers(0, 40), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([4.0, 30.0]))
 def test_equals_the_textbook(n, seed, threshold, spread) -> None:
-    boxes, scores, labels = scene(n, seed, spread)
+    boxes, scores, labels = crowd(n, seed, spread)
     want = textbook(boxes, scores, labels, threshold)
     assert class_nms(boxes, scores, labels, threshold).tolist() == want
     assert class_nms(boxes, scores, labels, threshold, max_keep=3).tolist() == want[:3]
 
 
 def test_equals_the_textbook_over_several_blocks() -> None:
-    boxes, scores, labels = scene(700, 1, 40.0)
+    boxes, scores, labels = crowd(700, 1, 40.0)
     assert class_nms(boxes, scores, labels, 0.3).tolist() == textbook(boxes, scores, labels, 0.3)
 
 
 @given(st.integers(1, 60), st.integers(0, 1000))
 def test_idempotent_and_independent_of_order(n, seed) -> None:
-    boxes, _, labels = scene(n, seed, 20.0)
+    boxes, _, labels = crowd(n, seed, 20.0)
     generator = torch.Generator().manual_seed(seed)
     scores, shuffle = torch.randperm(n, generator=generator).float(), torch.randperm(n, generator=generator)
     kept = class_nms(boxes, scores, labels, 0.2)
@@ -79,7 +69,7 @@ def test_ten_thousand_clustered_boxes_are_quick() -> None:
 
 
 def test_neither_autocast_nor_the_type_of_the_boxes_changes_the_answer() -> None:
-    boxes, scores, labels = scene(300, 2, 20.0)
+    boxes, scores, labels = crowd(300, 2, 20.0)
     boxes = boxes.bfloat16()
     want = textbook(boxes.float(), scores, labels, 0.3)
     assert class_nms(boxes, scores, labels, 0.3).tolist() == want
@@ -93,24 +83,34 @@ def test_equal_scores_rank_by_index() -> None:
     assert class_nms(boxes, torch.tensor([0.0, -0.0, 0.0, 0.5, 0.0]), labels, 0.5).tolist() == [3, 0]
 
 
+def test_nan_ranks_last_and_a_box_with_nan_stays_and_suppresses_nothing() -> None:
+    boxes, labels = torch.tensor([[0.0, 0, 0, 4, 4, 4]]).repeat(5, 1), torch.zeros(5, dtype=torch.int64)
+    scores = torch.tensor([torch.nan, -1.0, torch.nan, torch.inf, -torch.inf])
+    boxes[1:, ::3] += 10 * torch.arange(1.0, 5)[:, None]  # no two touch
+    assert class_nms(boxes, scores, labels, 0.5).tolist() == [3, 1, 0, 2, 4]  # NaN as -infinity, ties by index
+    same = boxes[:1].repeat(5, 1)
+    same[1, 4] = torch.nan
+    assert class_nms(same, torch.tensor([0.5, 0.9, 0.8, 0.1, torch.nan]), labels, 0.5).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"iou_threshold": 1.5}, r"iou_threshold is 1\.5, wanted 0\.\.1"),
         ({"iou_threshold": float("nan")}, "iou_threshold is nan"),
         ({"max_keep": -1}, "max_keep is -1, wanted 0 or more"),
-        ({"backend": "cuda"}, "backend is 'cuda', wanted 'auto', 'triton' or 'torch'"),
+        ({"backend": "cuda"}, "backend is 'cuda', wanted one of auto, triton, torch"),
     ],
 )
 def test_bad_settings_are_refused(changes, message) -> None:
-    boxes, scores, labels = scene(2, 0, 4.0)
+    boxes, scores, labels = crowd(2, 0, 4.0)
     plain = inspect.unwrap(class_nms)  # run-time type checks would speak first
     with pytest.raises(ValueError, match=message):
         plain(boxes, scores, labels, **({"iou_threshold": 0.5} | changes))
 
 
 def test_lengths_that_differ_are_refused() -> None:
-    boxes, scores, labels = scene(3, 0, 4.0)
+    boxes, scores, labels = crowd(3, 0, 4.0)
     plain = inspect.unwrap(class_nms)
     with pytest.raises(ValueError, match="3 boxes, 2 scores and 3 labels"):
         plain(boxes, scores[:2], labels, 0.5)

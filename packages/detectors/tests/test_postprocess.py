@@ -85,3 +85,34 @@ def test_output_that_is_not_finite_is_refused() -> None:
     logits[0, 0], deltas[0, 0] = 0.0, torch.nan
     with pytest.raises(ValueError, match="1 of 1 decoded boxes are not finite"):
         select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_candidates": 0}, "max_candidates is 0, wanted 1 or more"),
+        ({"score_threshold": 1.0}, r"score_threshold is 1\.0, wanted at least 0 and less than 1"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan"),
+        ({"nms_iou": -0.1}, r"nms_iou is -0\.1, wanted 0\.\.1"),
+        ({"nms_iou": float("nan")}, "nms_iou is nan"),
+        ({"max_detections": 0}, "max_detections is 0, wanted 1 or more"),
+        ({"min_side": float("inf")}, "min_side is inf, wanted a number of 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        PostProcessing(**changes)
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    settings = PostProcessing()
+    object.__setattr__(settings, "nms_backend", "cuda")  # past run-time type checks, which would speak first
+    with pytest.raises(ValueError, match="nms_backend is 'cuda', wanted one of auto, triton, torch"):
+        settings.__post_init__()
+
+
+def test_the_backend_of_the_nms_is_handed_on() -> None:
+    logits, deltas, grid = scene()
+    logits[0, 0] = 0.0
+    with pytest.raises((ValueError, ImportError), match=r"'triton' wants boxes on a CUDA device|cannot be had"):
+        select_detections(logits, deltas, grid, (8, 8, 8), PostProcessing(nms_backend="triton"))

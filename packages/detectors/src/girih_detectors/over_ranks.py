@@ -12,6 +12,8 @@ import torch.distributed as dist
 from jaxtyping import Int64
 from torch import Tensor
 
+from .lowest import lowest
+
 
 def world_size() -> int:
     """Return the number of ranks, 1 outside a distributed run."""
@@ -42,13 +44,13 @@ def lowest_over_ranks(k: int, *keys: Tensor) -> Int64[Tensor, " kept"]:
         k: rows wanted of all ranks together.
         keys: each (n,), without NaN; n may differ from rank to rank.
     """
-    mine = _lowest(k, keys)
+    mine = lowest(k, *keys)
     if not _running():
         return mine
     lengths = _gather(torch.tensor([len(mine)], device=mine.device))
     every = [torch.cat(_gather_padded(key[mine], [int(n) for n in lengths])) for key in keys]
     start = int(torch.cat(lengths)[: dist.get_rank()].sum())
-    chosen = _lowest(k, every)
+    chosen = lowest(k, *every)
     return mine[chosen[(chosen >= start) & (chosen < start + len(mine))] - start]
 
 
@@ -64,18 +66,6 @@ class _AllReduceSum(torch.autograd.Function):
         total = grads[0].clone()
         dist.all_reduce(total)
         return total
-
-
-def _lowest(k: int, keys: Sequence[Tensor]) -> Tensor:
-    """The k lowest rows in order; what ties with the last of them is sorted too (torch.topk leaves ties open)."""
-    first = keys[0]
-    if 0 < k < len(first):
-        rows = (first <= first.topk(k, largest=False).values.max()).nonzero()[:, 0]
-    else:
-        rows = torch.arange(len(first), device=first.device)
-    for key in reversed(keys):
-        rows = rows[key[rows].argsort(stable=True)]
-    return rows[:k]
 
 
 def _gather(x: Tensor) -> list[Tensor]:

@@ -6,7 +6,7 @@ to nearest, as `boxes.iou` does. So the kept boxes agree to the bit, whatever th
 
 import functools
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ BLOCK = 128  # boxes resolved at once; larger blocks waste comparisons, smaller 
 COLUMNS = 1024  # compared with a block at once on the CPU: three float32 arrays of 128 x 1024 stay in its cache
 
 Backend = Literal["auto", "triton", "torch"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 @torch.no_grad()
@@ -34,23 +35,24 @@ def class_nms(
     """Return the indices of the boxes that stay, by descending score; ties by index.
 
     A box falls if a box of its class that stays and stands before it overlaps it by IoU > `iou_threshold`. Classes are
-    compared by label (no shifting of coordinates, which costs digits), boxes without volume suppress nothing. The IoU
-    is a float32 one, for boxes of any type.
+    compared by label (no shifting of coordinates, which costs digits). Boxes without volume and boxes with a NaN
+    suppress nothing and stay. The IoU is a float32 one, for boxes of any type.
 
     Args:
         boxes: in any unit, no negative side.
-        scores: what ranks the boxes; any real number.
+        scores: what ranks the boxes; any number, NaN ranks as -infinity.
         labels: class of each box.
         iou_threshold: in [0, 1].
         max_keep: stop after this many; they are the first of the full answer.
-        backend: "auto" is "triton" for CUDA tensors and "torch" for others; where Triton is not installed it is
+        backend: "auto" is "triton" for CUDA tensors and "torch" for others; where Triton cannot be imported it is
             "torch" with a warning, once. "triton" never falls back; it runs on the CPU only if TRITON_INTERPRET=1 was
-            set before triton was imported.
+            set before triton was imported. Triton compiles at the first call, for which it needs a C compiler (gcc,
+            clang, or what CC names); without one its error comes through, and "torch" is the way out.
 
     Raises:
         ValueError: the threshold is outside [0, 1], `max_keep` is negative, the lengths differ, the backend is unknown
-            or does not run on the boxes' device.
-        ModuleNotFoundError: `backend="triton"` and Triton is not installed.
+            or does not run on the boxes' device, or takes fewer boxes (Triton: 2**26 - 1).
+        ImportError: `backend="triton"` and Triton cannot be imported.
     """
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}, wanted 0..1")
@@ -59,7 +61,8 @@ def class_nms(
     if not len(boxes) == len(scores) == len(labels):
         raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels, wanted as many of each")
     on_triton = _runs_on_triton(backend, boxes.device)
-    order = scores.argsort(descending=True, stable=True)
+    # torch sorts NaN before all numbers
+    order = scores.masked_fill(scores.isnan(), -torch.inf).argsort(descending=True, stable=True)
     corners = boxes[order].to(torch.float32).T.contiguous()  # (n, 6) -> (6, n): each coordinate in one piece
     threshold = float(np.float32(iou_threshold))
     if on_triton:
@@ -72,16 +75,16 @@ def class_nms(
 
 
 def _runs_on_triton(backend: str, device: torch.device) -> bool:
-    if backend not in ("auto", "triton", "torch"):
-        raise ValueError(f"backend is {backend!r}, wanted 'auto', 'triton' or 'torch'")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, wanted one of {', '.join(BACKENDS)}")
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return False
     try:
         from .nms_triton import INTERPRETED
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         missing = f"the Triton NMS cannot be had: {error}; pip install 'girih-detectors[triton]' (Linux) brings it"
         if backend == "triton":
-            raise ModuleNotFoundError(missing, name=error.name) from error
+            raise ImportError(missing, name=error.name) from error
         _warn_once(f"{missing}. Until then plain torch does it")
         return False
     if device.type != "cuda" and not INTERPRETED:

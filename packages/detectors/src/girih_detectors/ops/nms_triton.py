@@ -26,6 +26,7 @@ from .boxes import TINY
 ROWS = 16  # rows of one program of `_compare`
 WIDTH = 32  # words of one program of `_spread`: one a thread
 PANEL_WORDS = 32  # one word a thread of `_decide`, whose single warp needs no barrier
+LIMIT = 2**26  # with as many boxes a panel has 2**31 words of bits, and the kernels count in 32 bits
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # what the decorators below obey, as it was at this import
 
@@ -107,9 +108,14 @@ def greedy_stays(
         corners: contiguous (z0, y0, x0, z1, y1, x1), on a CUDA device or, under the interpreter, anywhere.
         labels: class of each box.
         threshold: a float32 number in [0, 1]; a box falls at IoU > threshold.
-        panel_words: words per panel, a power of two; changes the speed, never the answer.
+        panel_words: words per panel, a power of two up to 32; changes the speed, never the answer.
+
+    Raises:
+        ValueError: 2**26 boxes or more.
     """
     n = len(labels)
+    if n >= LIMIT:
+        raise ValueError(f"{n} boxes, the Triton NMS takes fewer than {LIMIT}; backend 'torch' takes any number")
     if n == 0:
         return torch.zeros(0, dtype=torch.bool, device=corners.device)
     words = triton.cdiv(n, 64)
