@@ -1,12 +1,13 @@
 """RetinaUNet keeps the contract, and the contract notices who does not."""
 
+import importlib
 import re
 
 import pytest
 import torch
 
 from girih_detectors import HnmGiou, RetinaUNet
-from girih_detectors.testing import CHECKS, check_detector
+from girih_detectors.testing import CHECKS, check_detector, two_processes
 
 NAMED = {check.__name__: check for check in CHECKS}
 
@@ -113,6 +114,49 @@ class LearnsNothing(RetinaUNet):
         return [{"boxes": torch.zeros(0, 6), "scores": torch.zeros(0), "labels": torch.zeros(0).long()} for _ in images]
 
 
+class Shifted(RetinaUNet):
+    def postprocess(self, tensors, image_zyx):
+        limit = torch.tensor(image_zyx * 2)
+        found = super().postprocess(tensors, image_zyx)
+        return [one | {"boxes": torch.minimum(one["boxes"] + 0.5, limit)} for one in found]
+
+
+class Knows(RetinaUNet):
+    """Finds what it was last taught, so that a fault of the boxes needs no training to be seen."""
+
+    def forward(self, images, targets):
+        self.taught = targets
+        return {"loss": 0 * next(self.parameters()).sum()}
+
+    def detect(self, images):
+        return [
+            {
+                "boxes": self.found(image, one["boxes"]),
+                "scores": torch.ones(len(one["labels"])),
+                "labels": one["labels"],
+            }
+            for image, one in enumerate(self.taught)
+        ]
+
+    def found(self, image, boxes):
+        return boxes
+
+
+class KnowsAndShifts(Knows):
+    def found(self, image, boxes):
+        return boxes + 0.5
+
+
+class KnowsAndWidens(Knows):
+    def found(self, image, boxes):
+        return boxes + torch.tensor([-0.5, -0.5, -0.5, 0.5, 0.5, 0.5])
+
+
+class KnowsAndMirrorsOneVoxelOff(Knows):
+    def found(self, image, boxes):
+        return boxes - torch.tensor([0, 0, 1.0, 0, 0, 1.0]) if image else boxes  # side - 1 - x instead of side - x
+
+
 class NormsOverTheBatch(RetinaUNet):
     """Pickled by what is importable: the class of the instance is RetinaUNet."""
 
@@ -135,6 +179,10 @@ BROKEN = [
     (FiltersInDetectOnly, "check_tensors_export"),
     (LearnsNothing, "check_overfits_one_image"),
     (LearnsNothing, "check_mirrored_objects_have_mirrored_boxes"),
+    (KnowsAndShifts, "check_mirrored_objects_have_mirrored_boxes"),
+    (KnowsAndWidens, "check_mirrored_objects_have_mirrored_boxes"),
+    (KnowsAndMirrorsOneVoxelOff, "check_mirrored_objects_have_mirrored_boxes"),
+    pytest.param(Shifted, "check_mirrored_objects_have_mirrored_boxes", marks=pytest.mark.long),  # trains to the end
     (NormsOverTheBatch, "check_two_processes_equal_one"),
 ]
 
@@ -149,7 +197,39 @@ def test_a_broken_detector_fails_the_check_of_that_name(broken, check) -> None:
 
 
 def test_every_check_has_been_seen_to_fail() -> None:
-    assert {check for _, check in BROKEN} == set(NAMED)
+    assert {check for _, check in (one.values if hasattr(one, "values") else one for one in BROKEN)} == set(NAMED)
+
+
+def test_boxes_where_they_are_pass() -> None:
+    def make(pyramid, classes):
+        return retina_unet(pyramid, classes, cls=Knows)
+
+    check_detector(make, [NAMED["check_mirrored_objects_have_mirrored_boxes"]])
+
+
+SKIPS = """
+from girih_detectors import FocalL1
+
+class SkipsWithoutObjects(FocalL1):
+    def __call__(self, logits, deltas, truth, targets):
+        if len(truth.positives):
+            return super().__call__(logits, deltas, truth, targets)
+        return 0 * logits.sum(), 0 * deltas.sum()  # and the other process waits for this one's number of positives
+"""
+
+
+def test_a_process_that_waits_in_vain_fails(monkeypatch, tmp_path) -> None:
+    (tmp_path / "skips_without_objects.py").write_text(SKIPS)  # the processes have to import it
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(two_processes, "PATIENCE_S", 3.0)
+    loss = importlib.import_module("skips_without_objects").SkipsWithoutObjects()
+
+    def make(pyramid, classes):
+        return retina_unet(pyramid, classes, loss=loss)
+
+    wanted = r"(?s)^check_two_processes_equal_one: a process failed, or waited 3\.0 s for the other: .*gloo"
+    with pytest.raises(AssertionError, match=wanted):
+        check_detector(make, [NAMED["check_two_processes_equal_one"]])
 
 
 def test_a_detector_that_is_not_exact_under_ddp_may_say_so() -> None:
