@@ -12,6 +12,7 @@ and training steps in bfloat16, images per second and allocated memory.
 import argparse
 import os
 import platform
+import runpy
 import subprocess
 import sys
 import time
@@ -27,14 +28,18 @@ from torch import Tensor
 from girih_backbones import UFPN, FeaturePyramid, make_encoder, preset
 from girih_detectors import (
     AnchorGrid,
+    Flavour,
+    FocalL1,
+    HnmGiou,
     RetinaUNet,
+    Target,
     anchor_grid,
     anchor_truth,
     class_nms,
-    iou,
     match_atss,
-    pairwise_iou,
+    sample_anchors,
 )
+from girih_detectors.targets import check_images, check_targets
 
 try:
     from monai.data.box_utils import non_max_suppression
@@ -42,6 +47,8 @@ except ImportError:  # the rows say so
     non_max_suppression = None
 
 ANCHORS = list(product((4.0, 8.0, 16.0), repeat=3))  # 27 per cell, sides in voxels on the finest detection level
+TESTS = Path(__file__).parents[1] / "packages" / "detectors" / "tests"
+DEFINITIONS = runpy.run_path(str(TESTS / "definitions.py"))  # what the tests hold the package against
 STRIDES = tuple((s, s, s) for s in (4, 8, 16, 32))
 NMS_IOU = 0.5
 
@@ -74,36 +81,6 @@ def clustered(n: int, clusters: int = 300) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, torch.rand(n, generator=generator), torch.zeros(n, dtype=torch.int64)
 
 
-def atss_definition(boxes: Tensor, anchors: Tensor, lengths: Sequence[int], per_cell: int) -> tuple[Tensor, Tensor]:
-    """ATSS as it is written down: every distance and every IoU, then the candidates. Objects all touch an anchor."""
-    overlap = pairwise_iou(boxes, anchors)
-    middle, centre = (0.5 * (b[:, :3] + b[:, 3:]) for b in (boxes, anchors))
-    distance = (middle[:, None] - centre[None]).pow(2).sum(-1).sqrt()
-    candidates, start = [], 0
-    for length, of_level in zip(lengths, distance.split(list(lengths), dim=1), strict=True):
-        nearest = of_level.topk(min(4 * per_cell, length), dim=1, largest=False).indices
-        candidates.append(nearest + start)
-        start += length
-    index = torch.cat(candidates, dim=1)
-    values = overlap.gather(1, index)
-    positive = values >= (values.mean(1) + values.std(1))[:, None]
-    best = torch.full_like(overlap, -torch.inf).scatter_(1, index, torch.where(positive, values, -torch.inf))
-    score, owner = best.max(0)
-    found = (score > -torch.inf).nonzero()[:, 0]
-    return found, owner[found]
-
-
-def greedy_loop(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """NMS as it is written down: the best box stays, all that it overlaps fall, the next."""
-    rest, kept = scores.argsort(descending=True, stable=True), []
-    while len(rest) > 0:
-        best, rest = int(rest[0]), rest[1:]
-        kept.append(best)
-        falls = (iou(boxes[best], boxes[rest]) > threshold) & (labels[rest] == labels[best])
-        rest = rest[~falls]
-    return torch.tensor(kept)
-
-
 def cpu_seconds(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """The least CPU time of each, measured in turns, after a round that does not count."""
     best = dict.fromkeys(works, float("inf"))
@@ -120,7 +97,7 @@ def atss_works(n: int, edge: int) -> dict[str, Callable[[], object]]:
     boxes, grid = objects(n, edge), grid_of(edge)
     anchors = grid.all_boxes()
     return {
-        "definition": partial(atss_definition, boxes, anchors, grid.level_lengths, grid.per_cell),
+        "definition": partial(DEFINITIONS["atss"], boxes, grid, anchors),
         "girih": partial(match_atss, boxes, grid),
     }
 
@@ -128,7 +105,7 @@ def atss_works(n: int, edge: int) -> dict[str, Callable[[], object]]:
 def nms_works(n: int) -> dict[str, Callable[[], object]]:
     boxes, scores, labels = clustered(n)
     works: dict[str, Callable[[], object]] = {
-        "greedy loop": partial(greedy_loop, boxes, scores, labels, NMS_IOU),
+        "greedy loop": partial(DEFINITIONS["greedy_nms"], boxes, scores, labels, NMS_IOU),
         "girih": partial(class_nms, boxes, scores, labels, NMS_IOU, backend="torch"),
     }
     if non_max_suppression is not None:
@@ -183,16 +160,18 @@ def table(title: str, first: str, works: dict[str, Callable[[], object]], subjec
         print(f"| {title} | {name} | {value:.4f} | {memory:.0f} | {ratio:.1f}x |", flush=True)
 
 
-def network(name: str, width: int = 1) -> RetinaUNet:
+def network(name: str, width: int = 1, loss: Flavour | None = None) -> RetinaUNet:
     """Retina U-Net as nnDetection builds it; `width` divides all channels."""
     description = preset(name)
     description["kwargs"]["channels"] = [c // width for c in description["kwargs"]["channels"]]
     encoder = make_encoder(description, 1)
     pyramid = FeaturePyramid(encoder, UFPN(encoder.channels, encoder.strides, out_channels=128 // width))
-    return RetinaUNet(pyramid, classes=["object"], anchors_zyx=ANCHORS, head_channels=128 // width)
+    return RetinaUNet(
+        pyramid, classes=["object"], anchors_zyx=ANCHORS, head_channels=128 // width, loss=loss or FocalL1()
+    )
 
 
-def batch_of(n: int, edge: int, device: str = "cpu") -> tuple[Tensor, list[dict[str, Tensor]]]:
+def batch_of(n: int, edge: int, device: str = "cpu") -> tuple[Tensor, list[Target]]:
     """Images of noise with five objects each."""
     targets = []
     for seed in range(n):
@@ -200,34 +179,52 @@ def batch_of(n: int, edge: int, device: str = "cpu") -> tuple[Tensor, list[dict[
         mask = torch.zeros(edge, edge, edge, dtype=torch.int64, device=device)
         for row, (z, y, x, zz, yy, xx) in enumerate(boxes.long().tolist()):
             mask[z:zz, y:yy, x:xx] = row + 1
-        targets.append({"boxes": boxes, "labels": boxes.new_zeros(5, dtype=torch.int64), "instances": mask})
+        labels = boxes.new_zeros(5, dtype=torch.int64)
+        targets.append({"boxes": boxes, "labels": labels, "instances": mask, "valid": mask >= 0, "seed": seed})
     return torch.randn(n, 1, edge, edge, edge, device=device), targets
 
 
-def step(model: RetinaUNet, images: Tensor, targets: list[dict[str, Tensor]]) -> None:
+def step(model: RetinaUNet, images: Tensor, targets: list[Target]) -> None:
     model.zero_grad()
     model(images, targets)["loss"].backward()
 
 
-def bare_step(model: RetinaUNet, images: Tensor, targets: list[dict[str, Tensor]]) -> None:
+def bare_step(model: RetinaUNet, images: Tensor, targets: list[Target]) -> None:
     """The network forward and backward without anchors, targets and their losses."""
     model.zero_grad()
     torch.stack([tensor.float().mean() for tensor in model.tensors(images)]).sum().backward()
 
 
 def share_of_a_step(name: str, width: int, edge: int, n: int, rounds: int) -> None:
-    model, (images, targets) = network(name, width), batch_of(n, edge)
-    works = {
-        "targets": lambda: anchor_truth(targets, model.anchors((edge, edge, edge))),
-        "step": partial(step, model, images, targets),
-    }
-    seconds = cpu_seconds(works, rounds)
+    images, targets = batch_of(n, edge)
     part = f" at 1/{width} of its width" if width > 1 else ""
-    share = 100 * seconds["targets"] / seconds["step"]
-    print(
-        f"| {name}{part} | {edge}^3, {n} | {seconds['step']:.2f} | {seconds['targets']:.4f} | {share:.2f} % |",
-        flush=True,
-    )
+    for loss in (FocalL1(), HnmGiou()):
+        model = network(name, width, loss)
+        with torch.no_grad():
+            scores = model.tensors(images)[0].amax(-1)
+        works = {
+            "targets": partial(anchors_and_targets, model, images, targets, scores),
+            "step": partial(step, model, images, targets),
+        }
+        seconds = cpu_seconds(works, rounds)
+        share = 100 * seconds["targets"] / seconds["step"]
+        print(
+            f"| {name}{part} | {type(loss).__name__} | {edge}^3, {n} | {seconds['step']:.2f} "
+            f"| {seconds['targets']:.4f} | {share:.2f} % |",
+            flush=True,
+        )
+
+
+def anchors_and_targets(model: RetinaUNet, images: Tensor, targets: list[Target], scores: Tensor) -> None:
+    """What `RetinaUNet.forward` does beside its network and the arithmetic of its losses."""
+    shape = check_images(images, model.pyramid.strides, images.shape[1])
+    check_targets(targets, len(images), shape, len(model.classes), instances=True)
+    truth = anchor_truth(targets, model.anchors(shape))
+    loss = model.loss
+    if isinstance(loss, HnmGiou):
+        seeds = torch.tensor([target["seed"] for target in targets])
+        settings = {"per_image": loss.per_image, "positive_fraction": loss.positive_fraction, "pool": loss.pool}
+        sample_anchors(scores, truth.positives, truth.background, seeds, **settings)
 
 
 def on_gpu(tiny: bool) -> None:
@@ -310,10 +307,9 @@ def main() -> None:
     if arguments.peak:
         print_peak(arguments.peak[0], int(arguments.peak[1]), int(arguments.peak[2]))
         return
-    print(
-        f"Python {platform.python_version()}, {versions()}; {platform.machine()}, {torch.get_num_threads()} threads\n"
-    )
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(f"Python {platform.python_version()}, {versions()}; {platform.machine()}, one thread\n")
     if not arguments.gpu_only:
         on_cpu(arguments.tiny)
     if torch.cuda.is_available():
@@ -324,15 +320,14 @@ def main() -> None:
 
 def on_cpu(tiny: bool) -> None:
     edge, n_objects, n_boxes = (64, (2, 5), 1000) if tiny else (128, (5, 20), 10_000)
-    torch.set_num_threads(1)
     gate(n_objects, n_boxes, edge)
-    print("One thread\n\n| what | who | CPU seconds | extra MB | ratio |\n|---|---|---:|---:|---:|")
+    print("| what | who | CPU seconds | extra MB | ratio |\n|---|---|---:|---:|---:|")
     for n in n_objects:
         title = f"ATSS, {edge}^3, {len(grid_of(edge)):,} anchors, {n} objects"
         table(title, "definition", atss_works(n, edge), "atss", n, edge)
     table(f"NMS, {n_boxes:,} clustered boxes", "greedy loop", nms_works(n_boxes), "nms", n_boxes, edge)
     print("\nAnchors and targets in a training step, five objects an image, CPU seconds\n")
-    print("| network | patch, batch | step | anchors and targets | share |\n|---|---|---:|---:|---:|")
+    print("| network | loss | patch, batch | step | anchors and targets | share |\n|---|---|---|---:|---:|---:|")
     share_of_a_step("resenc_l", 8 if tiny else 4, 64, 2, rounds=1 if tiny else 3)
     share_of_a_step("retina_unet_v002", 8 if tiny else 1, 64 if tiny else 128, 1, rounds=1)
 
