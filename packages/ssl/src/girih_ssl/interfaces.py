@@ -131,10 +131,11 @@ class Objective(Protocol):
 
     Seven more members are optional:
 
-    - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see.
+    - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see. It
+      changes neither the batch nor the objective.
     - `after_step()`: called once after every optimiser step.
-    - `teacher`: a submodule that follows the encoder: in eval mode, without gradient, in the state dict, moved only
-      in `after_step()` and never exported.
+    - `teacher`: a submodule that follows the encoder: in eval mode, without gradient, in the state dict, moved
+      towards it only in `after_step()` and never exported.
     - `stems`: a ModuleDict from dataset to stem, where each dataset has its own. They stand in for `encoder.stem`,
       which may be frozen, and `image` may be a list of samples with different channels.
     - `deterministic`: True says that nothing is drawn, so that the seed has no effect. It is taken as False if absent.
@@ -144,9 +145,9 @@ class Objective(Protocol):
       rotate, scale or mirror it before. It is taken as False if absent.
 
     Attributes:
-        encoder: the trained module, exportable as it is.
+        encoder: the trained module, exportable as it is: a fresh encoder with its weights makes the same maps.
         requires: the batch keys without which `forward` raises ValueError.
-        patch_multiple: the patch has to be a multiple of this along (z, y, x).
+        patch_multiple: the patch has to be a multiple of this along (z, y, x), and this one of the coarsest stride.
     """
 
     if TYPE_CHECKING:  # as in Encoder

@@ -8,10 +8,16 @@ import textwrap
 from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
-from girih_ssl.testing.subject import Subject, require
+from girih_ssl.testing.subject import ContractError, Subject, require
 
 SCALARS = (str, int, float, bool)
-SOURCE = re.compile(r"\b(19|20)\d\d\b|arxiv|doi\.org", re.IGNORECASE)
+YEAR = r"(?:19\d\d|20[0-3]\d)\b"
+SOURCE = re.compile(
+    rf"(?:\bet al\b|\b(?:and|&) [A-Z][\w-]+)[^;)]{{0,80}}?\b{YEAR}"  # He et al., CVPR 2022; Tarvainen and Valpola 2017
+    rf"|\b[A-Z][\w-]*[a-z],? \(?{YEAR}"  # Noroozi 2016
+    r"|\b[aA][rR][xX][iI][vV]\S* ?\d{4}\.\d{4,5}"
+    r"|\b10\.\d{4,9}/\S"
+)
 
 
 def check_config_is_a_frozen_dataclass(subject: Subject) -> None:
@@ -52,12 +58,11 @@ def check_config_field_docstrings(subject: Subject) -> None:
 
 
 def check_docstring_cites_a_source(subject: Subject) -> None:
-    """The config's or the objective's docstring names the paper: a year, an arXiv number or a DOI."""
-    docs = [inspect.getdoc(type(subject.config)) or "", inspect.getdoc(type(subject.build())) or ""]
+    """The config's or the objective's docstring names the paper: author and year, an arXiv number or a DOI."""
     require(
-        any(SOURCE.search(doc) for doc in docs),
-        f"neither {_name(subject.config)} nor its objective cites a source in its docstring: found no year, arXiv "
-        f"number or DOI; name the paper, such as (He et al. 2022)",
+        any(SOURCE.search(_written_docstring(type(made))) for made in (subject.config, subject.build())),
+        f"neither {_name(subject.config)} nor its objective cites a source in its docstring: found no author with a "
+        f"year, no arXiv number and no DOI; name the paper, such as (He et al. 2022)",
     )
 
 
@@ -69,7 +74,11 @@ def _fields(subject: Subject) -> tuple["dataclasses.Field[Any]", ...]:
 def _documented_fields(cls: type) -> list[str]:
     if not dataclasses.is_dataclass(cls):
         return []
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError) as error:
+        raise ContractError(f"{cls.__name__}: found no source code, wanted a class in a file: {error}") from error
+    (definition,) = ast.parse(textwrap.dedent(source)).body
     body = definition.body if isinstance(definition, ast.ClassDef) else []
     return [
         statement.target.id
@@ -80,6 +89,12 @@ def _documented_fields(cls: type) -> list[str]:
         and isinstance(below.value, ast.Constant)
         and isinstance(below.value.value, str)
     ]
+
+
+def _written_docstring(cls: type) -> str:
+    """Return the class's docstring, empty for the one that @dataclass makes up: its name and fields."""
+    found = inspect.getdoc(cls) or ""
+    return "" if found.startswith(f"{cls.__name__}(") else found
 
 
 def _name(config: object) -> str:

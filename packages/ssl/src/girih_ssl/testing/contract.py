@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from girih_ssl.interfaces import ObjectiveConfig, Triple
-from girih_ssl.testing import config_checks, forward_checks, training_checks
+from girih_ssl.testing import config_checks, forward_checks, input_checks, training_checks
 from girih_ssl.testing.subject import Subject, one_thread
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
@@ -21,14 +21,18 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     forward_checks.check_input_is_not_modified,
     forward_checks.check_same_seed_same_loss,
     forward_checks.check_every_seed_matters,
+    forward_checks.check_order_of_samples,
     forward_checks.check_global_random_state_is_untouched,
-    forward_checks.check_anisotropic_patch,
-    forward_checks.check_batch_of_one,
-    forward_checks.check_one_and_four_channels,
-    forward_checks.check_list_of_images,
-    forward_checks.check_missing_key_raises,
-    forward_checks.check_indivisible_patch_raises,
     forward_checks.check_reconstruct,
+    input_checks.check_anisotropic_patch,
+    input_checks.check_anisotropic_strides,
+    input_checks.check_batch_of_one,
+    input_checks.check_batch_of_three,
+    input_checks.check_one_and_four_channels,
+    input_checks.check_list_of_images,
+    input_checks.check_constant_patch,
+    input_checks.check_missing_key_raises,
+    input_checks.check_indivisible_patch_raises,
     training_checks.check_loss_falls_on_one_batch,
     training_checks.check_gradient_reaches_every_encoder_parameter,
     training_checks.check_no_unused_parameter,
@@ -64,19 +68,22 @@ class Check:
 
 
 def check_objective(
-    config: ObjectiveConfig | Callable[[], ObjectiveConfig], *, patch_zyx: Triple | None = None
+    config: ObjectiveConfig | Callable[[], ObjectiveConfig], *, patch_zyx: Triple | None = None, device: str = "cpu"
 ) -> Iterator[Check]:
     """Return the checks of an objective, in the manner of scikit-learn's check_estimator.
 
-    `for check in check_objective(MAEConfig()): check()` runs them all, on the CPU, in about ten seconds. Most of it
-    goes to torch.compile and to starting two processes.
+    `for check in check_objective(MAEConfig()): check()` runs them all, on the CPU, in ten to fifteen seconds. Most of
+    it goes to torch.compile and to starting two processes.
 
     Args:
         config: settings, or what makes them, such as the config class.
-        patch_zyx: voxels of the patch; None: twice `patch_multiple`, but at least 8 a side.
+        patch_zyx: voxels of the patch; None: twice `patch_multiple`, but at least 8 a side. To find this multiple out,
+            an objective is built for a patch of 192^3 voxels; where `build` refuses that, pass `patch_zyx`.
+        device: where network and batch are, such as "cuda"; the seeds stay on the CPU, and so do the two processes. An
+            objective that mixes devices is found out only where there are two.
     """
     settings: Any = config() if isinstance(config, type) or not hasattr(config, "build") else config
-    subject = Subject(settings, patch_zyx)
+    subject = Subject(settings, patch_zyx, device)
     for function in CHECKS:
         yield Check(function.__name__.removeprefix("check_"), function, subject)
 
@@ -94,10 +101,14 @@ class ObjectiveContract:
     """Settings, or the config class."""
     patch_zyx: ClassVar[Triple | None] = None
     """Voxels of the patch, see check_objective."""
+    device: ClassVar[str] = "cpu"
+    """Where network and batch are, see check_objective."""
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Make one test per check; called by pytest."""
-        checks = list(check_objective(self.config, patch_zyx=self.patch_zyx))
+        """Make one test per check; called by pytest, for every test of the class."""
+        if "check" not in metafunc.fixturenames:
+            return
+        checks = list(check_objective(self.config, patch_zyx=self.patch_zyx, device=self.device))
         metafunc.parametrize("check", checks, ids=[check.name for check in checks])
 
     def test_contract(self, check: Check) -> None:

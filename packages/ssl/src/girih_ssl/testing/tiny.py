@@ -11,23 +11,31 @@ from girih_ssl.interfaces import Batch, DatasetInfo, Parts, Triple
 
 CHANNELS: tuple[int, ...] = (4, 8, 8)
 STRIDES: tuple[Triple, ...] = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
+OTHER_STRIDES: tuple[Triple, ...] = ((1, 2, 2), (2, 4, 4), (2, 8, 8))
+"""Anisotropic, and without a map as fine as the volume: what a method may wrongly take for granted."""
 DATASETS = ("overlapping", "disjoint")
 
 
 class TinyEncoder(nn.Module):
-    """Three stages of one convolution, instance norm and leaky ReLU; about 3200 parameters, coarsest stride 4.
+    """Three stages of one convolution, instance norm and leaky ReLU; about 3200 parameters.
 
     Convolutions have no bias, since the norm after them would cancel it: every parameter has a gradient.
+
+    Args:
+        in_channels: channels of the volumes.
+        strides: voxels per cell of the three maps; the stem has the first.
     """
 
-    def __init__(self, in_channels: int = 1) -> None:
+    def __init__(self, in_channels: int = 1, strides: tuple[Triple, ...] = STRIDES) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.channels = CHANNELS
-        self.strides = STRIDES
-        self.stem = _unit(in_channels, CHANNELS[0], stride=1)
+        self.strides = strides
+        self.stem = _unit(in_channels, CHANNELS[0], strides[0])
+        widths, finer = (CHANNELS[0], *CHANNELS[:-1]), (strides[0], *strides[:-1])
         self.stages = _Stages(
-            _unit(before, after, stride) for before, after, stride in ((4, 4, 1), (4, 8, 2), (8, 8, 2))
+            _unit(before, after, _ratio(stride, previous))
+            for before, after, stride, previous in zip(widths, CHANNELS, strides, finer, strict=True)
         )
 
     def forward(self, x: Float[Tensor, "b c z y x"]) -> list[Tensor]:
@@ -54,12 +62,15 @@ class TinyNeck(nn.Module):
         return summed[::-1]
 
 
-def tiny_parts(in_channels: int | tuple[int, int] = 1, patch_zyx: Triple = (32, 32, 32)) -> Parts:
+def tiny_parts(
+    in_channels: int | tuple[int, int] = 1, patch_zyx: Triple = (32, 32, 32), strides: tuple[Triple, ...] = STRIDES
+) -> Parts:
     """Return parts around a TinyEncoder, with two annotated datasets.
 
     Args:
         in_channels: channels of the volumes and of both datasets; or a number for each dataset, the encoder's first.
-        patch_zyx: voxels of the patch; at least 8 a side, or the coarsest map is a single cell.
+        patch_zyx: voxels of the patch; more than the coarsest stride, or the coarsest map is a single cell.
+        strides: those of the encoder and of the neck.
     """
     first, second = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
     regions: tuple[list[list[int]], ...] = ([[1, 2], [2]], [[1], [2], [3]])
@@ -78,9 +89,9 @@ def tiny_parts(in_channels: int | tuple[int, int] = 1, patch_zyx: Triple = (32, 
         },
     }
     return Parts(
-        encoder=TinyEncoder(first),
-        make_neck=TinyNeck,
-        make_stem=lambda channels: _unit(channels, CHANNELS[0], stride=1),
+        encoder=TinyEncoder(first, strides),
+        make_neck=lambda: TinyNeck(strides=strides),
+        make_stem=lambda channels: _unit(channels, CHANNELS[0], strides[0]),
         in_channels=first,
         patch_zyx=patch_zyx,
         datasets=datasets,
@@ -139,7 +150,12 @@ class _Stages(nn.ModuleList):
         return maps
 
 
-def _unit(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+def _ratio(coarse: Triple, fine: Triple) -> Triple:
+    (z, y, x), (fz, fy, fx) = coarse, fine
+    return (z // fz, y // fy, x // fx)
+
+
+def _unit(in_channels: int, out_channels: int, stride: Triple) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.InstanceNorm3d(out_channels, affine=True),

@@ -1,13 +1,23 @@
 """Checks over optimiser steps and processes: learning, gradients, state, teacher, compilation, DDP."""
 
 import io
+import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from girih_ssl.testing.subject import Subject, after_step, backward, loss_of, require, run_time_types_off
+from girih_ssl.testing.subject import (
+    Subject,
+    after_step,
+    backward,
+    loss_in,
+    loss_of,
+    require,
+    run_time_types_off,
+    trainable,
+)
 from girih_ssl.testing.tiny import tiny_parts
 from girih_ssl.testing.two_processes import failures_of_two_processes
 
@@ -17,7 +27,7 @@ STEPS = 20
 def check_loss_falls_on_one_batch(subject: Subject) -> None:
     """Twenty steps of Adam on one batch lower the loss by at least 2 % of its size."""
     objective, batch = subject.build(), subject.batch()
-    optimiser = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
+    optimiser = torch.optim.Adam(trainable(objective), lr=1e-2)
     first = float(loss_of(objective, batch))
     for _ in range(STEPS):
         backward(objective, batch)
@@ -99,7 +109,7 @@ def check_resume_equals_uninterrupted(subject: Subject) -> None:
 
 
 def check_teacher(subject: Subject) -> None:
-    """A teacher is in eval mode, has no gradient, is in the state dict and moves in after_step() only."""
+    """A teacher is in eval mode, has no gradient, is in the state dict and nears the student in after_step() only."""
     objective = subject.build()
     teacher = getattr(objective, "teacher", None)
     if teacher is None:
@@ -109,34 +119,40 @@ def check_teacher(subject: Subject) -> None:
         not any(module.training for module in teacher.modules()),
         "teacher: train() puts it into training mode; override train() to end with self.teacher.eval()",
     )
-    trainable = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
-    require(not trainable, f"teacher: {', '.join(trainable[:3])} can be trained; write teacher.requires_grad_(False)")
+    trained = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
+    require(not trained, f"teacher: {', '.join(trained[:3])} can be trained; write teacher.requires_grad_(False)")
     absent = {f"teacher.{name}" for name in teacher.state_dict()} - set(objective.state_dict())
     require(not absent, f"state dict: lacks {', '.join(sorted(absent)[:3])}; write self.teacher = ... in __init__")
     initial = _clone(teacher)
-    optimiser = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
+    optimiser = torch.optim.SGD(trainable(objective), lr=0.1)
     backward(objective, subject.batch())
     optimiser.step()
     require(_equal(teacher, initial), "teacher: moves before after_step(); move it only there")
+    before = _distance_to_student(objective)
     after_step(objective)
     require(not _equal(teacher, initial), "teacher: does not move in after_step(); move it towards the encoder there")
+    after = _distance_to_student(objective)
+    require(
+        after < before or before == 0,
+        f"teacher: found it {after} away from the encoder after after_step(), wanted less than the {before} before",
+    )
 
 
 def check_exported_encoder_loads(subject: Subject) -> None:
-    """The encoder's state loads into a fresh encoder with nothing missing and nothing left over.
+    """A fresh encoder loads the encoder's state, nothing missing and nothing left over, and then makes the same maps.
 
     Where an objective has a stem per dataset in `stems`, each of them stands in for the encoder's own.
     """
-    objective = subject.build()
+    objective = subject.build().eval()
     exported = objective.encoder.state_dict()
-    stems = getattr(objective, "stems", None)
-    if stems is None:
-        _require_loads(exported, 1, "encoder")
+    if not hasattr(objective, "stems"):
+        _require_same_maps(subject, objective.encoder.stem, objective.encoder, exported, "encoder")
         return
     stages = {name: value for name, value in exported.items() if not name.startswith("stem.")}
-    for dataset, stem in stems.items():
+    for dataset, stem in objective.stems.items():
         own = {f"stem.{name}": value for name, value in stem.state_dict().items()}
-        _require_loads(stages | own, 1, f"encoder with the stem of {dataset!r}")
+        what = f"encoder with the stem of {dataset!r}"
+        _require_same_maps(subject, stem, objective.encoder, stages | own, what)
 
 
 def check_compiles(subject: Subject) -> None:
@@ -146,7 +162,7 @@ def check_compiles(subject: Subject) -> None:
     compiled: Any = torch.compile(subject.build(), backend="aot_eager")
     with run_time_types_off(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer about its own intermediate tensors
-        loss = compiled(subject.batch())["loss"]
+        loss = loss_in(compiled(subject.batch()))
         loss.sum().backward()
     torch.compiler.reset()
     require(
@@ -170,7 +186,7 @@ class _Run:
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.objective = subject, subject.build()
-        self.optimiser = torch.optim.Adam([p for p in self.objective.parameters() if p.requires_grad], lr=1e-3)
+        self.optimiser = torch.optim.Adam(trainable(self.objective), lr=1e-3)
 
     def train(self, steps: range) -> None:
         for step in steps:
@@ -183,8 +199,9 @@ class _Run:
             after_step(self.objective)
 
 
-def _require_loads(state: dict[str, Tensor], in_channels: int, what: str) -> None:
-    fresh: Any = tiny_parts(in_channels).encoder
+@torch.no_grad()
+def _require_same_maps(subject: Subject, stem: Any, encoder: Any, state: dict[str, Tensor], what: str) -> None:
+    fresh: Any = tiny_parts().encoder
     wanted = {name: tuple(value.shape) for name, value in fresh.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
@@ -196,6 +213,23 @@ def _require_loads(state: dict[str, Tensor], in_channels: int, what: str) -> Non
     changed = [f"{name} {found[name]}, wanted {wanted[name]}" for name in wanted if wanted[name] != found[name]]
     require(not changed, f"{what}: found {'; '.join(changed)}; give the encoder the volumes' channels")
     fresh.load_state_dict(state)
+    image = subject.batch()["image"]
+    maps = zip(encoder.stages(stem(image)), fresh.to(image.device).eval()(image), strict=True)
+    require(
+        all(torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4) for mine, theirs in maps),
+        f"{what}: makes other maps than a fresh encoder with the same weights; exchange no module inside it",
+    )
+
+
+def _distance_to_student(objective: Any) -> float:
+    """Return how far the teacher's parameters are from those of the same name in the objective or its encoder."""
+    students = dict(objective.named_parameters())
+    apart = [
+        mine.detach() - theirs.detach()
+        for name, mine in objective.teacher.named_parameters()
+        if (theirs := students.get(name, students.get(f"encoder.{name}"))) is not None
+    ]
+    return math.sqrt(sum(float(difference.square().sum()) for difference in apart))
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

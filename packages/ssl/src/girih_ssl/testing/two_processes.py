@@ -21,6 +21,8 @@ from girih_ssl.testing.subject import ContractError, Subject, backward, require,
 
 WORLD = 2
 SAMPLES = 4
+TOLERANCE = 1e-3  # of the largest gradient in the same tensor
+ROUNDING = 1e-6  # of the largest gradient of all: where the true one is 0, what is left of larger numbers
 TIMEOUT = timedelta(seconds=60)
 
 
@@ -112,19 +114,19 @@ def _compare(replica: Any, share: dict[str, Any], wanted: dict[str, Tensor | Non
     parallel = DistributedDataParallel(replica)
     found = {name.removeprefix("module."): gradient for name, gradient in backward(parallel, share).items()}
     exact = getattr(replica, "ddp_exact", True)
-    scale = max((float(gradient.abs().max()) for gradient in wanted.values() if gradient is not None), default=0.0)
+    largest = max((float(gradient.abs().max()) for gradient in wanted.values() if gradient is not None), default=0.0)
     for name, gradient in found.items():
-        _require_same(name, gradient, wanted[name], exact, tolerance=1e-4 * scale)
+        _require_same(name, gradient, wanted[name], exact, floor=ROUNDING * largest)
 
 
-def _require_same(name: str, found: Tensor | None, wanted: Tensor | None, exact: bool, tolerance: float) -> None:
+def _require_same(name: str, found: Tensor | None, wanted: Tensor | None, exact: bool, floor: float) -> None:
     if wanted is None:
         return
     if found is None:
         raise ContractError(f"{name}: found no gradient on one process, wanted one on both")
     require(bool(found.isfinite().all()), f"{name}: found NaN or infinity in the gradient")
     if exact:
-        off = float((found - wanted).abs().max())
+        off, tolerance = float((found - wanted).abs().max()), TOLERANCE * float(wanted.abs().max()) + floor
         require(off <= tolerance, f"{name}: gradient off by {off} from that of the joined batch, wanted {tolerance}")
 
 
