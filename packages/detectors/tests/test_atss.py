@@ -116,8 +116,8 @@ def test_equals_the_full_matrix(rows, parts, strides, k, sizes) -> None:
     assert as_dict(match_atss(boxes, grid, cells_per_level=k)) == full_matrix(boxes, grid, k)
 
 
-@pytest.mark.parametrize("side", [3.0, 3.3, 5.1])
-@pytest.mark.parametrize("per_cell", [1, 3, 7, 27])
+@pytest.mark.parametrize("side", [1.2, 3.0, 3.3, 5.1])
+@pytest.mark.parametrize("per_cell", [1, 3, 6, 27])
 def test_candidates_that_overlap_equally_are_all_positive(side, per_cell) -> None:  # the spread is 0
     grid = anchor_grid((64, 64, 64), ((8, 8, 8),), torch.full((per_cell, 3), side))
     assert len(match_atss(torch.tensor([[0.0, 0, 0, 64, 64, 64]]), grid).anchors) == 4 * per_cell
