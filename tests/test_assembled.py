@@ -111,8 +111,8 @@ def scene(shape, *, channels=1, classes=1, segmentation=True):
         images[(0, slice(None), *where)] += 1 + k
         boxes[k] = torch.tensor([*low, *high])
     targets = [
-        {"boxes": boxes, "labels": torch.arange(classes)},
-        {"boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64)},
+        {"boxes": boxes, "labels": torch.arange(classes), "seed": 0},
+        {"boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64), "seed": 1},
     ]
     if segmentation:
         for target, mask in zip(targets, instances, strict=True):

@@ -49,9 +49,10 @@ def test_a_detector_trains_on_every_encoder_with_every_flavour(encoder: str, fla
     instances = torch.zeros(2, *PATCH, dtype=torch.int32)
     instances[0, 8:14, 8:14, 8:14] = 1
     targets = [
-        {"boxes": torch.tensor([[8.0, 8, 8, 14, 14, 14]]), "labels": torch.tensor([0]), "instances": instances[0]},
-        {"boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64), "instances": instances[1]},
+        {"boxes": torch.tensor([[8.0, 8, 8, 14, 14, 14]]), "labels": torch.tensor([0])},
+        {"boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
+    targets = [{**target, "instances": instances[b], "seed": b} for b, target in enumerate(targets)]
     loss = detector(image, targets)["loss"]
     loss.backward()
     assert torch.isfinite(loss)

@@ -130,9 +130,12 @@ def make_batches(
     )
 
 
-def images_and_targets(batch: dict[str, Any]) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Return images (B, C, Z, Y, X) and one target per image: boxes, labels, and instances and valid where known."""
-    optional = [key for key in ("instances", "valid") if key in batch]
+def images_and_targets(batch: dict[str, Any]) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Return images (B, C, Z, Y, X) and one target per image: boxes, labels, and of the rest what the batch has.
+
+    The rest: instances, valid, seed (a loss may draw from it) and case_id (errors name it).
+    """
+    optional = [key for key in ("instances", "valid", "seed", "case_id") if key in batch]
     targets = [
         {"boxes": boxes, "labels": labels, **{key: batch[key][b] for key in optional}}
         for b, (boxes, labels) in enumerate(zip(batch["boxes"], batch["labels"], strict=True))
