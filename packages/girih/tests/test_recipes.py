@@ -7,8 +7,8 @@ import tyro
 from torch import nn
 
 from girih.cli import main
-from girih.commands.finetune import Finetune, expand_schedule
-from girih.recipes import Recipe, sawtooth_lr
+from girih.commands.finetune import Finetune, choose_schedule
+from girih.recipes import SCHEDULES, Recipe, sawtooth_lr
 
 
 def test_poly_schedule_with_warm_up() -> None:  # by hand
@@ -62,14 +62,26 @@ def test_a_number_out_of_range_is_named(change: dict[str, float]) -> None:
         Recipe(**{"steps": 5, "lr": 0.1} | change)
 
 
-def test_a_schedule_stands_for_options_and_single_ones_override_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_schedule_is_the_default_and_single_options_override_it(capsys: pytest.CaptureFixture[str]) -> None:
     required = ["--data", "x", "--out", "y"]
-    assert expand_schedule(required) == required
-    expanded = expand_schedule([*required, "--schedule=sawtooth", "--lr", "0.5"])
-    command = tyro.cli(Finetune, args=expanded)
+    assert chosen(required) == Finetune(data=Path("x"), out=Path("y"))
+    command = chosen([*required, "--schedule=sawtooth", "--lr", "0.5", "--no-head-first"])
     assert command.recipe == Recipe(steps=125_000, lr=0.5, warmup_steps=12_500)
-    assert command.head_first
+    assert not command.head_first
+    assert chosen([*required, "--schedule", "sawtooth"]).head_first
     with pytest.raises(SystemExit) as exit_:
         main(["finetune", "--schedule", "magic"])
     assert exit_.value.code == 2
     assert "invalid choice: 'magic'" in capsys.readouterr().err
+
+
+def chosen(arguments: list[str]) -> Finetune:
+    command, others = choose_schedule(arguments)
+    return tyro.cli(command, args=others)
+
+
+def test_the_help_of_a_schedule_shows_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["finetune", "--schedule", "nnunet", "--help"])
+    assert "(default: 12500)" in capsys.readouterr().out
+    assert SCHEDULES["nnunet"].recipe.warmup_steps == 12_500

@@ -25,7 +25,7 @@ def make_augmentation(name: str) -> Callable[[Sample], Sample] | None:
         return None
     if importlib.util.find_spec("batchgeneratorsv2") is None:
         raise ValueError(
-            f"augmentation {name!r} needs batchgeneratorsv2: pip install 'girih[augment]', or pass --augmentation none"
+            f"augmentation {name!r} needs batchgeneratorsv2: pip install 'girih[augment]', or train without any"
         )
     return base_more
 

@@ -47,38 +47,18 @@ def open_stores(paths: Collection[Path]) -> dict[str, girih_data3d.Store]:
     return stores
 
 
-def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: bool = False) -> Survey:
-    """Check all cases at once, so that a training does not find out in its third hour.
-
-    Args:
-        store: the dataset.
-        labels: kinds of label maps every case must have, "instances" or "semantic".
-        objects: every case must say which objects it holds, even if none.
+def survey(store: girih_data3d.Store) -> Survey:
+    """Look at all cases at once, so that a training does not find out in its third hour.
 
     Raises:
-        ValueError: no case, another number of channels than the first, or a case without what is required; dataset,
-            case and key are named.
+        ValueError: no case, or another number of channels than the first; dataset and case are named.
     """
     index = store.index
     if not len(index):
         raise ValueError(f"{store.root} holds no prepared case")
     first, channels = index.case_ids[0], int(index.channels[0])
-    refused: list[tuple[Any, str]] = [
-        *(
-            (index.channels == n, f"has {n} channels, {first!r} has {channels}")
-            for n in set(index.channels) - {channels}
-        ),
-        *(
-            (~getattr(index, kind), f"has no {kind!r} labels, which this training requires{WITHOUT.get(kind, '')}")
-            for kind in sorted(labels)
-        ),
-    ]
-    if objects:
-        refused.append((~index.annotated, "is unlabelled: whether it holds objects is not known"))
-    for rows, why in refused:
-        if rows.any():
-            case_id = index.case_ids[int(rows.argmax())]
-            raise ValueError(f"dataset {store.name!r} ({store.root}), case {case_id!r} {why}")
+    for n in set(index.channels) - {channels}:
+        _refuse(store, index.channels == n, f"has {n} channels, {first!r} has {channels}")
     modalities = set(index.modalities)
     content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.contents.tolist(), strict=True))
     return Survey(
@@ -86,6 +66,30 @@ def survey(store: girih_data3d.Store, *, labels: Collection[str] = (), objects: 
         modality=modalities.pop() if len(modalities) == 1 else None,
         sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
+
+
+def require_labels(store: girih_data3d.Store, kinds: Collection[str], *, objects: bool = False) -> None:
+    """Check that every case has label maps of these kinds, "instances" or "semantic".
+
+    Args:
+        store: the dataset.
+        kinds: of label maps.
+        objects: whether every case must say which objects it holds, even if none.
+
+    Raises:
+        ValueError: a case has not; dataset, case and kind are named.
+    """
+    for kind in sorted(kinds):
+        why = f"has no {kind!r} labels, which this training requires{WITHOUT.get(kind, '')}"
+        _refuse(store, ~getattr(store.index, kind), why)
+    if objects:
+        _refuse(store, ~store.index.annotated, "is unlabelled: whether it holds objects is not known")
+
+
+def _refuse(store: girih_data3d.Store, rows: Any, why: str) -> None:
+    if rows.any():
+        case_id = store.index.case_ids[int(rows.argmax())]
+        raise ValueError(f"dataset {store.name!r} ({store.root}), case {case_id!r} {why}")
 
 
 def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
@@ -102,7 +106,7 @@ def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
         ("normalisation", plan.normalisation, spec.record),
     )
     return [
-        f"the plan's {name} is {wanted}, the dataset was prepared with {found}"
+        f"the plan's {name} is {wanted}, dataset {store.name!r} was prepared with {found}"
         for name, wanted, found in pairs
         if wanted is not None and found is not None and wanted != found
     ]

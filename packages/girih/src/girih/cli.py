@@ -1,4 +1,4 @@
-"""The `girih` command. Only the chosen command's module is imported, so that help is instant."""
+"""The `girih` command. Only the chosen command's module is imported, so that `girih --help` needs no torch."""
 
 import importlib
 import os
@@ -60,7 +60,7 @@ def run(name: str, arguments: list[str]) -> None:
         objective, arguments = chosen
         command, program = command[objective[1]], f"{program} {objective[0]}"
     elif name == "finetune":
-        arguments = module.expand_schedule(arguments)
+        command, arguments = module.choose_schedule(arguments)
     tyro.cli(command, prog=program, args=arguments).run()
 
 

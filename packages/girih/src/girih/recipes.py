@@ -1,9 +1,9 @@
 """How a network is optimised: optimiser, learning rate over the steps, averaging of the weights."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -75,3 +75,21 @@ def require(name: str, found: object, good: bool, wanted: str) -> None:
     """Raise ValueError with the found and the wanted value unless `good`."""
     if not good:
         raise ValueError(f"{name} is {found}, wanted {wanted}")
+
+
+class Schedule(NamedTuple):
+    """How a detector is fine-tuned."""
+
+    recipe: Recipe
+    head_first: bool
+    """Whether all but the encoder warms up alone, see `sawtooth_lr`."""
+
+
+_NNUNET = Recipe(steps=125_000, lr=1e-3, warmup_steps=12_500)  # nnU-Net's warm-up of 50 epochs of 250 steps
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "nndetection": Schedule(Recipe(steps=125_000, lr=1e-2, warmup_steps=4000), head_first=False),
+    "nnunet": Schedule(_NNUNET, head_first=False),
+    "sawtooth": Schedule(_NNUNET, head_first=True),
+}
+"""Of fine-tuning, by name. "nndetection" is that of Eckstein et al. 2025, from scratch and from pre-trained weights."""

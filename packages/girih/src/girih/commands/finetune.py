@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,15 @@ import girih_backbones
 import girih_data3d
 from girih.atomic import write_text
 from girih.augment import make_augmentation
-from girih.batches import images_and_targets, make_batches, plan_differences, survey
+from girih.batches import images_and_targets, make_batches, plan_differences, require_labels, survey
 from girih.loop import Training, train, warn
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
-from girih.recipes import Recipe, require, sawtooth_lr
+from girih.recipes import SCHEDULES, Recipe, require, sawtooth_lr
 from girih.runs import RunFolder, run_config
 from girih_detectors import parameter_groups
 
 STEPS_PER_EPOCH = 2500  # as nnDetection counts
-_NNUNET = ("--lr", "1e-3", "--warmup-steps", "12500")  # 50 epochs of 250 steps of warm-up
-SCHEDULES = {"nndetection": (), "nnunet": _NNUNET, "sawtooth": (*_NNUNET, "--head-first")}
-"""Options by name; "nndetection" is what `Finetune` has without any."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,9 @@ class Finetune:
     The defaults are the study's, from scratch and from pre-trained weights (Eckstein et al. 2025: SGD 1e-2, 50 x 2500
     steps, patch 128, batch 4). Other than there, precision is full unless asked for.
 
-    --schedule NAME stands for several options, which the others override. nndetection: none, these defaults.
-    nnunet: --lr 1e-3 --warmup-steps 12500, as nnU-Net is fine-tuned. sawtooth: the same with --head-first.
+    --schedule NAME changes the defaults, and those below are the chosen one's. nndetection: the study's. nnunet:
+    a learning rate of 1e-3 after 12500 steps of warm-up, as nnU-Net is fine-tuned. sawtooth: the same with
+    head_first. In Python they are `girih.recipes.SCHEDULES`.
     """
 
     data: Path
@@ -58,9 +57,10 @@ class Finetune:
     """Average a kernel along the axes on which the plan's is 1, for anisotropic plans."""
     plan: str = "resenc_l"
     """Preset (resenc_l, retina_unet, retina_unet_v001, demo) or a plan.json: network, patch, batch, anchors."""
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=lambda: Recipe(steps=125_000, lr=1e-2, warmup_steps=4000))
+    recipe: OmitArgPrefixes[Recipe] = SCHEDULES["nndetection"].recipe
     head_first: bool = False
-    """Warm up twice: first all but the encoder, which stays as it was loaded, then everything. Needs --weights."""
+    """Warm up twice: first all but the encoder, which stays as it was loaded, then everything. Needs --weights and
+    --warmup-steps."""
     flavour: Literal["focal_l1", "hnm_giou"] = "focal_l1"
     """How anchors learn. focal_l1: focal loss and smooth L1, the study's; hnm_giou: cross-entropy on hard negatives and
     GIoU, as nnDetection v0.1 does."""
@@ -79,7 +79,10 @@ class Finetune:
             ValueError: the data, plan, weights and run do not fit; the message says which and why.
         """
         if self.head_first:
-            require("head_first", True, self.weights is not None, "False without pre-trained weights")
+            require("weights", self.weights, self.weights is not None, "some, as the head is to go first")
+            require(
+                "warmup_steps", self.recipe.warmup_steps, self.recipe.warmup_steps > 0, "1 or more, for the head alone"
+            )
             warmups = 2 * self.recipe.warmup_steps
             require(
                 "steps", self.recipe.steps, self.recipe.steps > warmups, f"more than the {warmups} of both warm-ups"
@@ -91,7 +94,8 @@ class Finetune:
         if not store.classes:
             raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
         warn(accelerator, plan_differences(plan, store))
-        found = survey(store, labels={"instances"} if self.segmentation else (), objects=True)
+        found = survey(store)
+        require_labels(store, {"instances"} if self.segmentation else (), objects=True)
         weights = girih_backbones.read_weights(self.weights) if self.weights else None
         detector = make_detector(
             plan,
@@ -173,12 +177,14 @@ class Finetune:
         return report.to_json()
 
 
-def expand_schedule(arguments: list[str]) -> list[str]:
-    """Return the arguments with the options that --schedule stands for in front."""
+def choose_schedule(arguments: list[str]) -> tuple[Callable[..., Finetune], list[str]]:
+    """Return `Finetune` with the defaults of the schedule that --schedule names, and the other arguments."""
     parser = argparse.ArgumentParser(prog="girih finetune", add_help=False, allow_abbrev=False)
     parser.add_argument("--schedule", choices=list(SCHEDULES), default="nndetection")
     found, others = parser.parse_known_args(arguments)
-    return [*SCHEDULES[found.schedule], *others]
+    recipe, head_first = SCHEDULES[found.schedule]
+    # tyro takes no default_factory from a partial, hence `training`.
+    return partial(Finetune, recipe=recipe, head_first=head_first, training=Training()), others
 
 
 def _groups(detector: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
