@@ -11,7 +11,8 @@ from girih.commands.evaluate import evaluate
 from girih.commands.finetune import Finetune
 from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
-from girih.loop import Recipe, Training
+from girih.loop import Training
+from girih.recipes import Recipe
 from girih.samples import fetch
 from girih.samples.lidc_in_ct import write_lidc_in_ct
 

@@ -8,7 +8,7 @@ import pytest
 
 import girih_data3d
 from girih.commands.prepare import Prepare
-from girih.labels import LabelMeanings, info_of_values, read_meanings
+from girih.labels import LabelMeanings, info_of_values, read_meanings, unnamed_labels
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,18 @@ def test_only_what_is_asked_for_is_looked_up(stores: dict[str, girih_data3d.Stor
     assert meanings["empty"] == told
     with pytest.raises(KeyError, match="bare"):
         meanings["bare"]
+
+
+def test_what_is_told_is_compared_with_what_occurs(stores: dict[str, girih_data3d.Store]) -> None:
+    info: Any = {"channels": 1, "classes": ["all", "spot"], "regions": [[1, 7], [7]], "activation": "sigmoid"}
+    assert unnamed_labels(stores["organs"], info) == []
+    info["regions"] = [[0, 1], [1]]
+    assert unnamed_labels(stores["organs"], info) == [
+        "dataset 'organs': labels [7] are in no class and count as background"
+    ]
+    info["regions"] = [[1], [7, 99]]
+    with pytest.raises(ValueError, match=r"'organs' .*class 'spot' is of labels \[99\] that never .*do: \[1, 7\]"):
+        unnamed_labels(stores["organs"], info)
 
 
 GOOD = {"classes": ["liver", "tumour"], "regions": [[1, 2], [2]], "activation": "sigmoid"}

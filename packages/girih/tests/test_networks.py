@@ -1,6 +1,9 @@
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import girih_ssl
 from girih.networks import make_objective
@@ -34,3 +37,31 @@ def test_multitalent_supervises_the_pyramid_deep_or_finest_only(deep: bool, leve
     )
     assert set(objective.heads["scans"]) == levels
     assert set(objective.neck.out) == levels
+
+
+@dataclass(frozen=True)
+class AllMaps:
+    """A third party's method, which does not say what it reads."""
+
+    def build(self, parts: girih_ssl.Parts) -> nn.Module:
+        neck: Any = parts.make_neck()
+        return neck
+
+
+def test_a_method_that_does_not_say_what_it_reads_gets_all_maps() -> None:
+    state = torch.get_rng_state()
+    neck: Any = make_objective(AllMaps(), load_plan("demo"), patch_zyx=(32, 32, 32), in_channels=1, seed=0, neck="plan")
+    assert set(neck.out) == {"0", "1", "2", "3"}
+    assert torch.get_rng_state().equal(state)
+
+
+@dataclass(frozen=True)
+class SomeMaps(AllMaps):
+    """Says what nobody knows."""
+
+    neck_maps = "some"
+
+
+def test_unknown_maps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"SomeMaps.neck_maps is 'some', wanted 'finest' or 'deep'"):
+        make_objective(SomeMaps(), load_plan("demo"), patch_zyx=(32, 32, 32), in_channels=1, seed=0, neck="plan")

@@ -1,6 +1,7 @@
 """Puts networks together from a plan: the one place where backbones meet objectives and detectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -46,8 +47,7 @@ def make_detector(
 ) -> RetinaUNet:
     """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`; its heads have the encoder's ReLU."""
     loss: Flavour = FLAVOURS[flavour]()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with _seeded(seed):
         pyramid = make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels)
         return RetinaUNet(
             pyramid,
@@ -73,6 +73,8 @@ def make_objective(
 ) -> nn.Module:
     """Return the objective on the plan's encoder and a U-Net decoder or the plan's neck, with weights from `seed`.
 
+    A U-FPN makes the maps that the objective reads by its `neck_maps`; without that all of them, or those of the plan.
+
     Raises:
         ValueError: the plan's neck is asked for, but it has none, or the parts do not suit the objective.
     """
@@ -81,11 +83,12 @@ def make_objective(
         if plan.neck is None:
             raise ValueError("neck is 'plan', but the plan has no neck")
         decoder = _description(plan.neck)
-        if decoder["class"] == "UFPN":  # objectives read the finest map; in deep supervision all but the coarsest count
-            levels = len(plan.encoder["kwargs"]["channels"]) - 1 if getattr(config, "deep_supervision", False) else 1
-            decoder["kwargs"]["outputs"] = list(range(levels))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        if decoder["class"] == "UFPN" and (read := getattr(config, "neck_maps", None)) is not None:
+            levels = {"finest": 1, "deep": len(plan.encoder["kwargs"]["channels"]) - 1}
+            if read not in levels:
+                raise ValueError(f"{type(config).__name__}.neck_maps is {read!r}, wanted 'finest' or 'deep'")
+            decoder["kwargs"]["outputs"] = list(range(levels[read]))
+    with _seeded(seed):
         encoder = make_encoder(plan, in_channels)
         parts = girih_ssl.Parts(
             encoder=encoder,
@@ -127,6 +130,14 @@ def initialise(
     if changed:
         warnings.append(f"pre-trained with {'; '.join(changed)}")
     return report, warnings
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generator of the CPU, where networks are built, and put it back; those of GPUs are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _plain(value: Any) -> Any:

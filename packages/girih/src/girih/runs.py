@@ -23,9 +23,10 @@ VERSIONED = (
     "numpy",
     "zarr",
 )
-# Where things lie and how fast they run; what the paths hold is compared by the resolved plan and the data's hash.
+# Where things lie and how fast they run. What lies there is compared: the resolved plan, what the labels mean, and the
+# hashes of data and weights.
 FREE_TO_CHANGE = {
-    "out",
+    *("out", "data", "plan", "weights", "datasets"),
     *(f"training.{name}" for name in ("resume", "workers", "checkpoint_every", "device", "trackers")),
 }
 

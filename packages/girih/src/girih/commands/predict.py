@@ -98,7 +98,9 @@ class Predict:
 
 
 def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
-    """Return the detector of a fine-tuning run with its newest weights, its plan, the run's config, and which weights.
+    """Return the detector of a fine-tuning run, its plan, the run's config, and the checkpoint of its weights.
+
+    These are the newest, or their moving average if the run keeps one.
 
     Raises:
         ValueError: the folder is not a fine-tuning run, has no checkpoint yet, or the checkpoint does not fit its plan.
@@ -117,6 +119,7 @@ def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
         classes=tuple(config["classes"]),
         segmentation=config["settings"]["segmentation"],
         seed=0,
+        flavour=config["settings"]["flavour"],
     )
     try:
         averaged = config["settings"]["recipe"].get("ema_decay", 0) > 0

@@ -13,8 +13,9 @@ import girih_backbones
 import girih_data3d
 import girih_data3d.torch
 import girih_ssl
-from girih.batches import Survey, make_batches, open_stores, plan_differences, survey
-from girih.labels import LabelMeanings, read_meanings
+from girih.augment import make_augmentation
+from girih.batches import Survey, make_batches, open_stores, plan_differences, require_labels, survey
+from girih.labels import LabelMeanings, read_meanings, unnamed_labels
 from girih.loop import Training, to_device, train, warn
 from girih.networks import make_objective
 from girih.plans import load_plan
@@ -35,8 +36,8 @@ class Pretrain(Generic[Objective]):
     """Pre-train an encoder on prepared datasets.
 
     The defaults are the study's schedule and sizes (Eckstein et al. 2025, section 2.2: 4000 epochs of 250 steps, SGD
-    1e-2, patch 192, batch 12). Other than there, precision is full unless asked for, and the rate falls at every step,
-    not at every epoch.
+    1e-2, patch 192, batch 12). Other than there, precision is full unless asked for, the rate falls at every step,
+    not at every epoch, and supervised pre-training has nnDetection's intensity augmentation, not nnU-Net's.
     """
 
     data: tuple[Path, ...]
@@ -59,8 +60,9 @@ class Pretrain(Generic[Objective]):
     recipe: OmitArgPrefixes[Recipe] = field(
         default_factory=lambda: Recipe(steps=1_000_000, lr=1e-2, momentum=0.99, clip_norm=12.0)
     )
-    augment: bool = True
-    """Rotate, scale and mirror the patches."""
+    augment: bool | None = None
+    """Rotate, scale and mirror the patches; where the objective reads semantic labels, change their intensities too, as
+    `girih finetune` does. None: yes, unless the objective has its own augmentation (models_genesis, voco)."""
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
 
     def run(self) -> None:
@@ -87,26 +89,41 @@ class Pretrain(Generic[Objective]):
             datasets=meanings,
         )
         for store in stores.values():
-            survey(store, labels=objective.requires & {"instances", "semantic"})
+            require_labels(store, objective.requires & {"instances", "semantic"})
         by_dataset, labelled = "dataset" in objective.requires, "semantic" in objective.requires
         if not by_dataset:
             _refuse_mixed_channels(found)
         if told and not labelled:
             raise ValueError(f"{self.datasets} says what labels mean, but this objective reads no labels")
+        for name, info in told.items():
+            warn(accelerator, unnamed_labels(stores[name], info))
+        header: dict[str, dict[str, Any]] = {
+            "spacing_zyx_mm": {name: store.spec.target_zyx_mm for name, store in stores.items()},
+            "normalisation": {name: store.spec.record for name, store in stores.items()},
+            "modality": {name: one.modality for name, one in found.items()},
+        }
+        for what, by_name in header.items():
+            if _differ(by_name.values()):
+                warn(accelerator, [f"the datasets differ in {what}, the encoder's file will not name one: {by_name}"])
+        augment = not getattr(objective, "own_augmentation", False) if self.augment is None else self.augment
         n_per_epoch = STEPS_PER_EPOCH * self.batch_size
         counts = {name: len(store) for name, store in stores.items()}
         sampler = girih_data3d.PatchSampler(
             self.patch_zyx,
             object_fraction=LABELLED_SHARE if labelled else 0.0,
             around="semantic",
-            geometry=girih_data3d.Geometry(order=3) if self.augment else None,
+            geometry=girih_data3d.Geometry(order=3) if augment else None,
             dataset_weights=girih_ssl.dataset_weights(counts) if by_dataset else None,
             seed=self.training.seed,
         )
-        dataset = girih_data3d.PatchDataset(tuple(stores.values()), sampler, n_per_epoch=n_per_epoch)
+        transform = make_augmentation("base_more") if augment and labelled else None
+        dataset = girih_data3d.PatchDataset(
+            tuple(stores.values()), sampler, n_per_epoch=n_per_epoch, transform=transform
+        )
         config = run_config(
             self,
             plan=plan.to_json(),
+            dataset_names=list(stores),
             datasets={
                 name: {
                     "prepare": store.spec.to_json(),
@@ -119,15 +136,12 @@ class Pretrain(Generic[Objective]):
         )
 
         def export(model: Any, steps: int) -> None:
-            specs = [store.spec for store in stores.values()]
             girih_backbones.save_weights(
                 folder.path / "encoder.safetensors",
                 encoder=model.encoder,
                 stems=getattr(model, "stems", None),
                 patch_zyx=self.patch_zyx,
-                spacing_zyx_mm=_common([spec.target_zyx_mm for spec in specs]),
-                normalisation=_common([spec.record for spec in specs]),
-                modality=_common([one.modality for one in found.values()]),
+                **{what: _common(by_name.values()) for what, by_name in header.items()},
                 objective=type(self.objective).__name__.removesuffix("Config"),
                 objective_config=plain(self.objective),
                 steps=steps,
@@ -198,13 +212,18 @@ def _refuse_mixed_channels(found: Mapping[str, Survey]) -> None:
 
 def _common(values: Collection[Any]) -> Any:
     """The value that all share, None if they differ."""
+    return None if _differ(values) else next(iter(values))
+
+
+def _differ(values: Collection[Any]) -> bool:
     first, *others = values
-    return first if all(other == first for other in others) else None
+    return any(other != first for other in others)
 
 
 def _picture(model: Any, dataset: girih_data3d.PatchDataset, accelerator: Accelerator, png: Path) -> None:
     """Draw what the objective makes of the run's first samples; leaves the random state as it was."""
     batch = girih_data3d.torch.collate([dataset[g] for g in range(SHOWN)])
-    with torch.random.fork_rng(), torch.no_grad(), accelerator.autocast():
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), accelerator.autocast():
         pictures = model.reconstruct(to_device(batch, accelerator.device))
     reconstruction_png({name: volumes.float().cpu().numpy() for name, volumes in pictures.items()}, png)

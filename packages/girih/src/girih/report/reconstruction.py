@@ -19,7 +19,7 @@ def reconstruction_png(pictures: Mapping[str, Float32[np.ndarray, "b c z y x"]],
     """Draw the middle axial slices of patches into `png`, whole or not at all, one row per patch.
 
     A row has one panel for every entry of `pictures`, all in the grey values of the first one; of several channels
-    the first is shown. The patient's front is up, unless the patch was mirrored.
+    the first is shown. What is not finite stays blank. The patient's front is up, unless the patch was mirrored.
 
     Args:
         pictures: heading of a column -> the patches in it.
@@ -30,7 +30,8 @@ def reconstruction_png(pictures: Mapping[str, Float32[np.ndarray, "b c z y x"]],
     figure = Figure(figsize=(columns * PANEL_INCH, rows * PANEL_INCH + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
-        low, high = np.percentile(_middle(first[row]), ROBUST_PERCENTILES)
+        shown = _middle(first[row])
+        low, high = np.percentile(shown[np.isfinite(shown)], ROBUST_PERCENTILES) if np.isfinite(shown).any() else (0, 1)
         for axes, (name, patches) in zip(grid[row], pictures.items(), strict=True):
             axes.imshow(_middle(patches[row])[::-1, ::-1], cmap="gray", vmin=low, vmax=high, interpolation="nearest")
             axes.set_axis_off()
