@@ -11,8 +11,7 @@ from girih_ssl.visible_cells import Cells
 
 
 def cells_of(shown):
-    shown = shown.float()[:, None]
-    return Cells(shown, 1 - shown, shown.sum((1, 2, 3, 4), keepdim=True))
+    return Cells.of(shown.bool())
 
 
 def make(shape=(3, 4, 4, 6, 5), share=0.4, offset=0.0, seed=0):

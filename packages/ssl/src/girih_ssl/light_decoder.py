@@ -65,9 +65,9 @@ class LightDecoder(nn.Module):
 def _block(width: int, out: int, step: Triple | None) -> nn.Sequential:
     layers: list[nn.Module] = []
     if step is not None:
-        kernel = tuple(2 * s - s % 2 for s in step)
-        padding = tuple((k - s) // 2 for k, s in zip(kernel, step, strict=True))
-        layers.append(nn.ConvTranspose3d(width, width, kernel, step, padding))
+        kz, ky, kx = (2 * s - s % 2 for s in step)
+        padding = ((kz - step[0]) // 2, (ky - step[1]) // 2, (kx - step[2]) // 2)
+        layers.append(nn.ConvTranspose3d(width, width, (kz, ky, kx), step, padding))
     return nn.Sequential(
         *layers,
         nn.Conv3d(width, width, 3, padding=1, bias=False),

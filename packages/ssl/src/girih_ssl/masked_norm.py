@@ -38,50 +38,40 @@ def masked_instance_norm(
     """
     weight = cells.count.new_ones(x.shape[1]) if weight is None else weight
     bias = cells.count.new_zeros(x.shape[1]) if bias is None else bias
-    y: Tensor = _MaskedInstanceNorm.apply(x, weight, bias, cells.shown, cells.hidden, cells.count, eps)
+    y: Tensor = _MaskedInstanceNorm.apply(x, weight, bias, cells, eps)  # type: ignore[no-untyped-call]
     return y
 
 
 class _MaskedInstanceNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        shown: Tensor,
-        hidden: Tensor,
-        count: Tensor,
-        eps: float,
-    ) -> Tensor:
-        n = count.clamp(min=1)
-        scale = (shown[0].numel() / n).sqrt()
-        y = (x * (shown * scale)).contiguous()
-        scaled_mean = y.sum((2, 3, 4), keepdim=True) / n
-        y.addcmul_(scaled_mean, hidden)
-        row_mean, row_rstd = y.new_empty(scaled_mean.numel()), y.new_empty(scaled_mean.numel())
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, cells: Cells, eps: float) -> Tensor:
+        y = (x * cells.scaled).contiguous()
+        scaled_mean = y.sum((2, 3, 4), keepdim=True) / cells.count
+        y.addcmul_(scaled_mean, cells.hidden)
+        rows, row_mean, row_rstd = _rows(y), y.new_empty(scaled_mean.numel()), y.new_empty(scaled_mean.numel())
         torch.ops.aten.native_batch_norm.out(
-            _rows(y),
-            (_column(weight) / scale).to(y.dtype).flatten(),
+            rows,
+            (_column(weight) / cells.scale).to(y.dtype).flatten(),
             _column(bias).to(y.dtype).expand_as(scaled_mean).flatten(),
             None,
             None,
             True,
             0.0,
             eps,
-            out=_rows(y),
+            out=rows,  # a cell is read before it is written
             save_mean=row_mean,
             save_invstd=row_rstd,
         )
-        ctx.save_for_backward(x, weight, shown, n, scaled_mean / scale, row_rstd.view_as(scaled_mean))
-        ctx.eps = eps
-        return y.mul_(shown).to(x.dtype)
+        ctx.save_for_backward(x, weight, scaled_mean / cells.scale, row_rstd.view_as(scaled_mean))
+        ctx.cells, ctx.eps = cells, eps
+        return y.mul_(cells.shown).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of x is weight / std s (g - mean g - xhat mean(g xhat)), the means over visible cells."""
-        x, weight, shown, n, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
+        shown, n = ctx.cells.shown, ctx.cells.count
         out = (grad * shown).contiguous()
         _, products, total = torch.ops.aten.native_batch_norm_backward(
             _rows(out),
@@ -98,7 +88,7 @@ class _MaskedInstanceNorm(torch.autograd.Function):
         products, total = products.view_as(mean), total.view_as(mean)
         slope = rstd * products / n
         out.addcmul_(x, slope, value=-1).sub_(total / n - mean * slope).mul_(shown).mul_(_column(weight) * rstd)
-        return out.to(grad.dtype), products.sum((0, 2, 3, 4)), total.sum((0, 2, 3, 4)), None, None, None, None
+        return out.to(grad.dtype), products.sum((0, 2, 3, 4)), total.sum((0, 2, 3, 4)), None, None
 
 
 def _rows(x: Tensor) -> Tensor:

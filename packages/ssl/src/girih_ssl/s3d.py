@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from girih_ssl.batch import check_batch, check_patch
+from girih_ssl.batch import check_batch, check_cells, check_patch
 from girih_ssl.interfaces import Batch, Encoder, Parts, Triple
 from girih_ssl.light_decoder import LightDecoder
 from girih_ssl.masked_norm import masked_instance_norm
@@ -46,8 +46,8 @@ class S3DConfig:
         """Return the objective.
 
         Raises:
-            ValueError: `parts.patch_zyx` is no multiple of `patch_multiple`, or has too few blocks for `mask_ratio`;
-                or the encoder cannot be executed sparsely, see `check_sparse`.
+            ValueError: `parts.patch_zyx` does not suit, see `blocks_of`; or the encoder cannot be executed sparsely,
+                see `check_sparse`.
         """
         s3d = S3D(parts, self)
         s3d.blocks_of(parts.patch_zyx)
@@ -126,14 +126,15 @@ class S3D(nn.Module):
         self.mask_ratio = config.mask_ratio
         self.block_zyx = config.block_zyx
         self.masks_input = config.compat == "none"
-        (bz, by, bx), (sz, sy, sx) = config.block_zyx, encoder.strides[-1]
+        self.coarsest_stride = encoder.strides[-1]
+        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
         self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, and `scored`: the share of all voxels that the loss counted.
 
         Raises:
-            ValueError: see `check_batch`; or the patch has too few blocks for `mask_ratio`.
+            ValueError: see `check_batch` and `blocks_of`.
         """
         hiding = self._hide(batch)
         return hidden_error(self._restore(hiding), hiding.image, hiding.hidden, batch.get("valid"))
@@ -155,9 +156,11 @@ class S3D(nn.Module):
         """Return the number of blocks along (z, y, x) and how many of them are hidden.
 
         Raises:
-            ValueError: the patch is no multiple of `patch_multiple`, or has too few blocks for `mask_ratio`.
+            ValueError: the patch is no multiple of `patch_multiple`, has too few blocks for `mask_ratio`, or is a
+                single cell of the encoder's coarsest map.
         """
         check_patch(patch_zyx, self.patch_multiple)
+        check_cells(patch_zyx, self.coarsest_stride)
         (z, y, x), (bz, by, bx) = patch_zyx, self.block_zyx
         grid = (z // bz, y // by, x // bx)
         return grid, hidden_count(grid, self.mask_ratio)
@@ -205,11 +208,12 @@ class Densify(nn.Module):
         project: what follows.
     """
 
+    token: nn.Parameter | None
+
     def __init__(self, channels: int, has_token: bool, project: nn.Module) -> None:
         super().__init__()
-        self.register_parameter("token", nn.Parameter(torch.empty(1, channels, 1, 1, 1)) if has_token else None)
-        if self.token is not None:
-            nn.init.trunc_normal_(self.token, std=0.02, a=-0.02, b=0.02)  # as SparK
+        token = nn.init.trunc_normal_(torch.empty(1, channels, 1, 1, 1), std=0.02, a=-0.02, b=0.02)  # as SparK
+        self.token = nn.Parameter(token) if has_token else None
         self.project = project
 
     def forward(self, x: Float[Tensor, "b c z y x"], cells: Cells | None) -> Float[Tensor, "b d z y x"]:
@@ -217,6 +221,6 @@ class Densify(nn.Module):
         if cells is None or self.token is None:
             filled = F.instance_norm(x)
         else:
-            filled = torch.addcmul(masked_instance_norm(x, cells), self.token.to(x.dtype), cells.hidden.to(x.dtype))
+            filled = masked_instance_norm(x, cells).addcmul_(self.token.to(x.dtype), cells.hidden.to(x.dtype))
         out: Tensor = self.project(filled)
         return out

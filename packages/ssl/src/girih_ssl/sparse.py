@@ -40,7 +40,7 @@ def copy_tree(module: nn.Module, visible: VisibleCells | None, copies: dict[nn.M
     """
     if module in copies:
         return copies[module]
-    cls = type(module) if visible is None else _sparse_type(type(module))
+    cls = type(module) if visible is None else _sparse_type(type(module))  # type: ignore[arg-type]
     twin = copies[module] = cls.__new__(cls)
     children = {
         name: None if child is None else copy_tree(child, visible, copies) for name, child in module._modules.items()

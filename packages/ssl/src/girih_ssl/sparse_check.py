@@ -85,11 +85,11 @@ class _Discovered(VisibleCells):
         return cells is not None and bool((value[cells.hidden.bool().expand_as(value)] != 0).any())
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at every operation on maps outside the modules that mind what is hidden."""
 
     def __init__(self, visible: _Discovered) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.visible = visible
         self.running: list[tuple[str, nn.Module]] = []
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import gcd
 
+import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 
@@ -19,7 +20,19 @@ class Cells:
     hidden: Float32[Tensor, "b 1 z y x"]
     """1 - shown."""
     count: Float32[Tensor, "b 1 1 1 1"]
-    """Visible cells of the sample; may be 0."""
+    """n, the visible cells of a sample, but at least 1, so that it divides."""
+    scale: Float32[Tensor, "b 1 1 1 1"]
+    """sqrt(N / n), N the cells of the grid."""
+    scaled: Float32[Tensor, "b 1 z y x"]
+    """scale where a cell is visible, else 0."""
+
+    @classmethod
+    def of(cls, visible: Bool[Tensor, "b z y x"]) -> "Cells":
+        """Return the forms of a mask."""
+        shown = visible[:, None].float()
+        count = shown.sum((1, 2, 3, 4), keepdim=True).clamp(min=1)
+        scale = (shown[0].numel() / count).sqrt()
+        return cls(shown, 1 - shown, count, scale, shown * scale)
 
 
 class VisibleCells:
@@ -48,11 +61,8 @@ class VisibleCells:
     def add(self, stride: Triple) -> None:
         """Work out the cells of the grid of this stride, which divides the patch."""
         z, y, x = (side // step for side, step in zip(self.patch_zyx, stride, strict=True))
-        if is_all_visible(stride, self.block_zyx):
-            self._grids[z, y, x] = None
-            return
-        shown = any_visible(self.visible, self.block_zyx, stride)[:, None].float()
-        self._grids[z, y, x] = Cells(shown, 1 - shown, shown.sum((1, 2, 3, 4), keepdim=True))
+        everywhere = is_all_visible(stride, self.block_zyx)
+        self._grids[z, y, x] = None if everywhere else Cells.of(any_visible(self.visible, self.block_zyx, stride))
 
     def on(self, grid: Triple) -> Cells | None:
         """Return the cells of a map of (z, y, x) cells, None if all of them are visible by rule.
@@ -82,5 +92,5 @@ def any_visible(visible: Bool[Tensor, "b gz gy gx"], block_zyx: Triple, stride_z
     for axis, (side, step) in enumerate(zip(block_zyx, stride_zyx, strict=True), start=1):
         unit = gcd(side, step)  # the longest pieces of which both a block and a cell are made
         pieces = visible.repeat_interleave(side // unit, dim=axis)
-        visible = pieces.unflatten(axis, (-1, step // unit)).any(axis + 1)
+        visible = torch.unflatten(pieces, axis, (-1, step // unit)).any(axis + 1)
     return visible
