@@ -131,8 +131,8 @@ class Objective(Protocol):
 
     Seven more members are optional:
 
-    - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see. It
-      changes neither the batch nor the objective.
+    - `reconstruct(batch)`: dict of `input`, `shown`, `output`, all (B, C, Z, Y, X), where there is something to see.
+      It changes neither the batch nor the objective.
     - `after_step()`: called once after every optimiser step.
     - `teacher`: a submodule that follows the encoder: in eval mode, without gradient, in the state dict, moved
       towards it only in `after_step()` and never exported.
@@ -141,8 +141,8 @@ class Objective(Protocol):
     - `deterministic`: True says that nothing is drawn, so that the seed has no effect. It is taken as False if absent.
     - `ddp_exact`: False says that the mean of the gradients of equal parts of a batch is not the gradient of the
       whole, because the loss compares samples or counts voxels over the batch. It is taken as True if absent.
-    - `own_augmentation`: True says that the method draws all its changes of a patch itself, so that a program should not
-      rotate, scale or mirror it before. It is taken as False if absent.
+    - `own_augmentation`: True says that the method draws all its changes of a patch itself, so that a program should
+      not rotate, scale or mirror it before. It is taken as False if absent.
 
     Attributes:
         encoder: the trained module, exportable as it is: a fresh encoder with its weights makes the same maps.
