@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import tyro
 from safetensors.torch import load_file
 
 import girih_backbones
@@ -24,12 +25,12 @@ from girih.cli import main
 from girih.commands.finetune import Finetune
 from girih.commands.predict import load_detector
 from girih.commands.prepare import Prepare
-from girih.commands.pretrain import Pretrain
+from girih.commands.pretrain import Pretrain, choose_objective
 from girih.loop import Training
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
 from girih.recipes import Recipe
-from girih_data3d import PrepareSpec
+from girih_data3d import Store
 
 PATCH = (16, 32, 32)
 SHAPE = (40, 36, 32)
@@ -54,6 +55,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 SMALL = {"voco": {"crop_zyx": (16, 16, 16), "projector_width": 16}}
 """Settings that fit the patch."""
+OWN_AUGMENTATION = {"models_genesis", "voco"}
 WITH_PICTURES = {"mae", "models_genesis", "s3d"}
 LIVER = {"classes": ["liver", "tumour"], "regions": [[1, 3], [3]], "activation": "sigmoid"}
 OWN = ["mae", "models_genesis", "multitalent", "s3d", "voco"]
@@ -61,16 +63,21 @@ OWN = ["mae", "models_genesis", "multitalent", "s3d", "voco"]
 
 @pytest.fixture(scope="module")
 def tissues(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Prepared datasets with tissue labels: "one" has 1 channel and 3 cases, "two" has 2, 1 case, and an object."""
-    stores = {}
-    for name, channels, cases in (("one", 1, 3), ("two", 2, 1)):
-        raw = tmp_path_factory.mktemp(f"raw_{name}")
-        rows = [write_case(raw, f"{name}{number}", channels, number) for number in range(cases)]
-        content = {"schema": 1, "name": name, "classes": ["ball"], "cases": rows}
-        (raw / "dataset.json").write_text(json.dumps(content))
-        stores[name] = tmp_path_factory.mktemp("tissues") / name
-        Prepare(data=raw, out=stores[name], workers=0).run()
-    return stores
+    """Prepared datasets with tissue labels: "one" has 1 channel and 3 cases, "two" 2 and 1, not normalised."""
+    folder = tmp_path_factory.mktemp("tissues")
+    return {"one": prepare(folder, "one", 1, 3), "two": prepare(folder, "two", 2, 1, normalisation="none")}
+
+
+def prepare(folder: Path, name: str, channels: int, cases: int, unlabelled: tuple[int, ...] = (), **spec: Any) -> Path:
+    raw, out = folder / f"raw_{name}", folder / name
+    raw.mkdir()
+    rows = [write_case(raw, f"{name}{number}", channels, number) for number in range(cases)]
+    for number in unlabelled:
+        del rows[number]["semantic"]
+    content = {"schema": 1, "name": name, "classes": ["ball"], "cases": rows}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    Prepare(data=raw, out=out, workers=0, **spec).run()
+    return out
 
 
 def write_case(raw: Path, case_id: str, channels: int, seed: int) -> dict[str, Any]:
@@ -118,7 +125,10 @@ def test_an_objective_trains_an_encoder_for_a_detector(
 ) -> None:
     averaged = encoder == "plain"  # the export is the moving average then
     recipe = Recipe(steps=2, lr=1e-2, momentum=0.9, ema_decay=0.5 if averaged else 0.0)
-    weights = pretrain((tissues["one"],), tmp_path / "run", name, encoder, recipe=recipe)
+    channels = 2 if encoder == "plain" else 1
+    data = tissues["two" if channels == 2 else "one"]
+    weights = pretrain((data,), tmp_path / "run", name, encoder, recipe=recipe)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["augmented"] == (name not in OWN_AUGMENTATION)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -128,10 +138,10 @@ def test_an_objective_trains_an_encoder_for_a_detector(
     assert (tmp_path / "run" / "reconstruction.png").exists() == (name in WITH_PICTURES)
 
     plan = load_plan(str(tmp_path / f"{encoder}.json"))
-    detector = make_detector(plan, in_channels=1, classes=("ball",), segmentation=True, seed=1)
+    detector = make_detector(plan, in_channels=channels, classes=("ball",), segmentation=True, seed=1)
     read = girih_backbones.read_weights(weights)
     assert read.header["steps"] == 2
-    report, warnings = initialise(detector, read, PrepareSpec(), PATCH, stem="exact", allow=())
+    report, warnings = initialise(detector, read, Store.open(data).spec, PATCH, stem="exact", allow=())
     assert warnings == []
     state = detector.pyramid.encoder.state_dict()
     assert report.counts["loaded"] == len(state)
@@ -140,12 +150,15 @@ def test_an_objective_trains_an_encoder_for_a_detector(
 
 @pytest.mark.parametrize("neck", ["unet", "plan"])
 def test_multitalent_of_one_and_two_channels_and_what_a_detector_takes_of_it(
-    neck: str, tissues: dict[str, Path], tmp_path: Path
+    neck: str, tissues: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = tmp_path / "labels.json"
     told.write_text(json.dumps({"schema": 1, "datasets": {"one": LIVER}}))
     both = (tissues["one"], tissues["two"])
     weights = pretrain(both, tmp_path / "run", "multitalent", "plain", datasets=told, neck=neck)
+    said = capsys.readouterr().err
+    assert "the datasets differ in normalisation" in said
+    assert all(f"'{name}': {{'scheme': '{scheme}'" in said for name, scheme in (("one", "zscore"), ("two", "none")))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["datasets"]["one"]["labels"] == {"channels": 1, **LIVER}
     assert config["datasets"]["two"]["labels"] == {
@@ -163,6 +176,16 @@ def test_multitalent_of_one_and_two_channels_and_what_a_detector_takes_of_it(
     assert main([str(argument) for argument in arguments]) == 0
     stem = load_detector(tuned)[0].pyramid.encoder.state_dict()["stem.conv.weight"]
     torch.testing.assert_close(stem, read.tensors["stems.two.conv.weight"])
+
+
+def test_the_settings_of_an_objective_are_options() -> None:
+    chosen = choose_objective(["voco", "--data", "a", "b", "--out", "c", "--objective.crop-zyx", "16", "16", "32"])
+    assert chosen is not None
+    (_, config), arguments = chosen
+    command = tyro.cli(Pretrain[config], args=[*arguments, "--augment", "True"])  # type: ignore[valid-type]
+    assert command.data == (Path("a"), Path("b"))
+    assert command.objective == girih_ssl.VoCoConfig(crop_zyx=(16, 16, 32))
+    assert command.augment
 
 
 def test_two_processes_with_different_datasets_equal_one(tissues: dict[str, Path], tmp_path: Path) -> None:
@@ -226,7 +249,13 @@ def test_supervised_pre_training_needs_tissue_labels(store: Path, tissues: dict[
         pretrain((store,), tmp_path / "run", "multitalent", "plain")
     with pytest.raises(ValueError, match=r"dataset 'balls' .*case 'case0' has no 'semantic' labels"):
         pretrain((tissues["one"], store), tmp_path / "run", "multitalent", "plain")
+    part = prepare(tmp_path, "part", 1, 2, unlabelled=(1,))
+    with pytest.raises(ValueError, match=r"dataset 'part' .*case 'part1' has no 'semantic' labels"):
+        pretrain((part,), tmp_path / "run", "multitalent", "plain")
     told = tmp_path / "labels.json"
+    told.write_text(json.dumps({"schema": 1, "datasets": {"one": {**LIVER, "regions": [[1, 2], [2]]}}}))
+    with pytest.raises(ValueError, match=r"'one' .*class 'liver' is of labels \[2\] that never .*do: \[1, 3\]"):
+        pretrain((tissues["one"],), tmp_path / "run", "multitalent", "plain", datasets=told)
     told.write_text(json.dumps({"schema": 1, "datasets": {"one": LIVER}}))
     with pytest.raises(ValueError, match=r"labels\.json says what labels mean, but this objective reads no labels"):
         pretrain((tissues["one"],), tmp_path / "run", "mae", "plain", datasets=told)
@@ -250,8 +279,10 @@ def test_the_head_goes_first_and_the_encoder_follows(
         "augmentation": "none",
         "training": replace(TRAINING, checkpoint_every=1),
     }
-    with pytest.raises(ValueError, match="head_first is True, wanted False without pre-trained weights"):
+    with pytest.raises(ValueError, match="weights is None, wanted some, as the head is to go first"):
         Finetune(**settings).run()
+    with pytest.raises(ValueError, match="warmup_steps is 0, wanted 1 or more, for the head alone"):
+        Finetune(**settings | {"weights": str(weights), "recipe": Recipe(steps=3, lr=0.01)}).run()
     with pytest.raises(ValueError, match="steps is 3, wanted more than the 4 of both warm-ups"):
         Finetune(**settings | {"weights": str(weights), "recipe": Recipe(steps=3, lr=0.01, warmup_steps=2)}).run()
     Finetune(**settings, weights=str(weights)).run()

@@ -323,6 +323,14 @@ def test_a_reconstruction_is_shown_where_there_is_one(experiment: Experiment, re
         experiment.write(tmp_path / "report.html", reconstruction=tmp_path / "absent.png")
 
 
+@pytest.mark.parametrize("bad", [1, 24 * 8])
+def test_a_reconstruction_that_is_not_finite_is_drawn(bad: int, tmp_path: Path) -> None:
+    patches = np.linspace(0, 1, 24 * 8, dtype=np.float32).reshape(1, 1, 4, 6, 8)
+    patches.flat[-bad:] = np.nan
+    reconstruction_png({"input": patches, "output": patches + np.inf}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
 def figures(page: Page) -> list[str]:
     return [tag for tag, _ in page.tags if tag == "figure"]
 

@@ -19,6 +19,7 @@ class Training:
 class Command:
     out: Path
     training: Training
+    data: Path = Path("data")
 
 
 def config(tmp_path: Path, *, batch: int = 2, **settings) -> dict:
@@ -63,6 +64,9 @@ def test_resuming_another_run_names_the_field(tmp_path: Path, changed: dict, mes
 
 def test_settings_that_change_nothing_computed_may_differ(tmp_path: Path) -> None:
     assert config_sha256(config(tmp_path, workers=3)) == config_sha256(config(tmp_path / "elsewhere"))
+    moved = run_config(Command(tmp_path, Training(), Path("moved")), plan={"batch_size": 2}, dataset_sha256="d")
+    assert config_sha256(moved) == config_sha256(config(tmp_path))  # what lies there is compared, not where it lies
+    assert config_sha256({**moved, "dataset_sha256": "e"}) != config_sha256(moved)
     assert config_sha256(config(tmp_path, seed=1)) != config_sha256(config(tmp_path))
     assert config_sha256(config(tmp_path, batch=4)) != config_sha256(config(tmp_path))
 

@@ -124,6 +124,7 @@ class Pretrain(Generic[Objective]):
             self,
             plan=plan.to_json(),
             dataset_names=list(stores),
+            augmented=augment,
             datasets={
                 name: {
                     "prepare": store.spec.to_json(),
