@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from girih.checkpoints import latest_checkpoint
+from girih.cli import main
 
 STEPS = 6
 KILL_AFTER = 3  # a checkpoint stands at step 2; the kill falls between it and the next
@@ -87,16 +88,19 @@ def test_killed_and_resumed_equals_uninterrupted(kind: str, world: int, store: P
     assert not list((broken / "checkpoints").glob(".*"))
 
 
-def test_a_changed_plan_is_another_run(store: Path, plan: str, tmp_path: Path) -> None:
-    own, out = tmp_path / "plan.json", tmp_path / "run"
-    own.write_text(Path(plan).read_text())
-    run("finetune", store, str(own), out, 1)
-    own.write_text(json.dumps(json.loads(own.read_text()) | {"batch_size": 4}))
-    done = subprocess.run(
-        command("finetune", store, str(own), out, 1), env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "cannot resume with another plan.batch_size" in done.stderr
+def test_a_moved_plan_is_the_same_run_and_a_changed_one_another(
+    store: Path, plan: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = json.loads(Path(plan).read_text()), tmp_path / "run"
+    first, moved = tmp_path / "first.json", tmp_path / "moved.json"
+    arguments = [
+        "finetune", "--data", store, "--out", out, "--steps", 1, "--warmup-steps", 0, "--augmentation", "none",
+        "--workers", 0, "--device", "cpu", "--resume", "--plan",
+    ]  # fmt: skip
+    for path, content, code in ((first, own, 0), (moved, own, 0), (moved, own | {"batch_size": 4}, 2)):
+        path.write_text(json.dumps(content))
+        assert main([str(argument) for argument in (*arguments, path)]) == code
+    assert "cannot resume with another plan.batch_size" in capsys.readouterr().err
 
 
 @pytest.mark.long
