@@ -114,6 +114,15 @@ def test_constant_patches_are_fine_and_nan_is_not_hidden():
     assert build()(batch)["loss"].isnan()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_shows_in_the_loss_even_hidden_and_invalid(value):
+    batch = make_batch(1, patch_zyx=PATCH)
+    voxel = tuple(hidden_of(batch)[0].nonzero()[0].tolist())
+    batch["image"][(0, 0, *voxel)] = value
+    batch["valid"][(0, *voxel)] = False
+    assert build()(batch)["loss"].isnan()
+
+
 def test_nothing_to_score_is_a_zero_loss_with_zero_gradient():
     batch = make_batch(2, patch_zyx=PATCH)
     batch["valid"] = torch.zeros_like(batch["valid"])
@@ -275,6 +284,8 @@ def test_a_wrong_setting_is_refused(field, value, message):
 def test_a_patch_that_does_not_suit_is_refused_when_building():
     with pytest.raises(ValueError, match=r"found \(8, 20, 12\) voxels \(z, y, x\), wanted multiples of \(4, 8, 4\)"):
         build(patch=(8, 20, 12))
+    with pytest.raises(ValueError, match=r"wanted multiples of \(99996, 99996, 99996\)"):  # before a dry run of it
+        build(S3DConfig(block_zyx=(99_996,) * 3))
     with pytest.raises(ValueError, match=r"the 1 blocks \(1, 1, 1\): found 0 hidden"):
         build(S3DConfig(), patch=(16, 16, 16))
     with pytest.raises(ValueError, match=r"found \(4, 4, 4\) voxels .* a single cell cannot be normalised"):

@@ -222,7 +222,8 @@ def test_it_is_the_convolution_then_the_mask_then_the_norm_of_the_visible():  # 
     visible, image = hide(samples=1)
     (unit,) = (encoder.stem,)
     shown = visible.on(PATCH).shown[0, 0].bool()
-    values = unit.conv(image.double().float())[0][:, shown].double()
+    conv = copy.deepcopy(unit.conv).double()
+    values = conv(image.double())[0][:, shown]
     wanted = F.instance_norm(values[None], None, None, unit.norm.weight.double(), unit.norm.bias.double())
     found = bind(encoder, visible).stem(image)[0][:, shown]
     torch.testing.assert_close(found.double(), F.leaky_relu(wanted[0], 0.01), atol=1e-5, rtol=1e-5)
@@ -403,6 +404,40 @@ class Twice(nn.InstanceNorm3d):
         return 2 * super().forward(x)
 
 
+class Gated(nn.InstanceNorm3d):
+    """Adds what it is given, by a factor that starts at zero."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return super().forward(x) + self.gate * x
+
+
+class Centred(nn.Conv3d):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean((2, 3, 4), keepdim=True)
+
+
+class Shifted(nn.Conv3d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(F.relu(x + 1), weight, bias)
+
+
+class Softened(nn.AvgPool3d):
+    def forward(self, x):
+        return F.softplus(super().forward(x))
+
+
+def patched():
+    """A convolution whose instance has another forward."""
+    conv = nn.Conv3d(4, 4, 1)
+    conv.forward = conv.forward
+    return conv
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -414,15 +449,24 @@ class Twice(nn.InstanceNorm3d):
         (Functional(), r"encoder.stem.act: Functional calls aten.convolution"),
         (Squeeze(), r"encoder.stem.act: Squeeze calls aten.mean"),
         (Bypass(), r"encoder.stem.act: Bypass calls aten.convolution"),
-        (nn.Dropout(0.5), r"encoder.stem.act: Dropout calls aten"),
+        (nn.Dropout(0.5), r"encoder.stem.act: Dropout calls aten.*, which draws random numbers"),
+        (nn.Dropout(0.5).eval(), r"encoder.stem.act: Dropout calls aten.*, which draws random numbers"),
+        (nn.Dropout3d(0.5), r"encoder.stem.act: Dropout3d calls aten"),
+        (nn.RReLU(), r"encoder.stem.act: RReLU calls aten.rrelu.*, which draws random numbers"),
+        (Centred(4, 4, 1), r"encoder.stem.act: found Centred with a forward of its own, wanted that of nn.Conv3d"),
+        (Shifted(4, 4, 1), r"encoder.stem.act: found Shifted with a forward of its own, wanted that of nn.Conv3d"),
+        (Softened(1), r"encoder.stem.act: found Softened with a forward of its own, wanted that of nn.AvgPool3d"),
+        (patched(), r"encoder.stem.act: found Conv3d with a forward of its own"),
+        (nn.MaxPool3d(1, return_indices=True), r"encoder.stem.act: found MaxPool3d that returns indices"),
         (nn.Upsample(scale_factor=1), r"encoder.stem.act: Upsample calls aten.upsample"),
         (nn.AdaptiveAvgPool3d(8), r"encoder.stem.act: AdaptiveAvgPool3d calls aten"),
         (nn.Conv3d(4, 4, 3), r"encoder: found a map of \(6, 2, 2\) cells, wanted divisors of the patch \(8, 4, 4\)"),
         (
             nn.InstanceNorm3d(4, track_running_stats=True),
-            r"encoder.stem.act: found an InstanceNorm3d with running stat",
+            r"encoder.stem.act: found InstanceNorm3d with running stat",
         ),
         (Twice(4), r"encoder: with nothing hidden, map 0 is off by"),
+        (Gated(4), r"encoder: with nothing hidden, map 0 is off by"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -455,10 +499,51 @@ def test_an_encoder_that_does_something_else_is_refused(module, message):
 )
 def test_what_keeps_zeros_is_accepted(module):
     encoder = seeded(stem__act=module)
-    check_sparse(encoder, (4, 4, 4))
+    model = objective(encoder=encoder)
     visible, image = hide()
     for found in bind(encoder, visible)(image):
         assert not (found * visible.on(tuple(found.shape[2:])).hidden).any()
+    model(make_batch(2, patch_zyx=PATCH))["loss"].backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_an_encoder_in_half_precision_or_in_evaluation_is_checked_as_any_other():
+    encoder = seeded().bfloat16().eval()
+    assert set(check_sparse(encoder, (4, 4, 4))) == set(STRIDES)
+    assert not encoder.training
+    assert not encoder.stem.conv.training
+    assert encoder.stem.conv.weight.dtype == torch.bfloat16
+
+
+def test_an_encoder_without_values_is_refused():
+    with pytest.raises(ValueError, match=r"encoder.stem.conv: found Conv3d on the meta device, wanted one with values"):
+        objective(encoder=seeded().to("meta"))
+
+
+def test_a_branch_that_starts_at_zero_hides_nothing():
+    encoder = seeded()
+    encoder.stages[0].second.norm = Gated(4)
+    nn.init.zeros_(encoder.stages[0].second.conv.weight)
+    nn.init.zeros_(encoder.stages[0].second.conv.bias)
+    with pytest.raises(ValueError, match="encoder: with nothing hidden, map 0 is off by"):
+        check_sparse(encoder, (4, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"channels": (4, 8, 16)},
+        {"channels": (4, 8), "strides": STRIDES[:2]},
+        {"strides": ((1, 1, 1), (2, 2, 2), (4, 4, 8))},
+        {"strides": ((1, 1, 1), (4, 4, 4), (4, 4, 4))},
+        {"strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))},
+    ],
+)
+def test_maps_other_than_declared_are_refused(declared):
+    encoder = seeded()
+    vars(encoder).update(declared)
+    with pytest.raises(ValueError, match=r"encoder: found maps of shapes \[\(1, 4, 8.*\], wanted .* by its channels"):
+        check_sparse(encoder, (4, 4, 4))
 
 
 def test_an_encoder_that_changed_its_strides_after_the_check_is_refused():

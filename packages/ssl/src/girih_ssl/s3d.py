@@ -46,12 +46,9 @@ class S3DConfig:
         """Return the objective.
 
         Raises:
-            ValueError: `parts.patch_zyx` does not suit, see `blocks_of`; or the encoder cannot be executed sparsely,
-                see `check_sparse`.
+            ValueError: see `S3D`.
         """
-        s3d = S3D(parts, self)
-        s3d.blocks_of(parts.patch_zyx)
-        return s3d
+        return S3D(parts, self)
 
 
 class S3D(nn.Module):
@@ -91,12 +88,16 @@ class S3D(nn.Module):
     map is the one that is left out. `decoder="light"` is SparK's, see `LightDecoder` (and its projections with it).
 
     A batch without a hidden valid voxel has loss 0 with gradient 0, and `scored` says so. Invalid voxels count in the
-    normalisations. A constant patch is nothing special; NaN or infinity makes the loss NaN, unless it is hidden and
+    normalisations. A constant patch is nothing special; NaN or infinity makes the loss NaN, also where it is hidden or
     invalid.
 
     Args:
         parts: the encoder, which becomes the objective's own, the neck of the full decoder, channels of the volumes.
         config: ratio, block, decoder.
+
+    Raises:
+        ValueError: `parts.patch_zyx` does not suit, see `blocks_of`; or the encoder cannot be executed sparsely, see
+            `check_sparse`.
 
     Attributes:
         requires: image and seed; `valid` is used if it is there.
@@ -110,6 +111,14 @@ class S3D(nn.Module):
         config = config or S3DConfig()
         encoder = parts.encoder
         self.encoder = encoder
+        self.in_channels = parts.in_channels
+        self.mask_ratio = config.mask_ratio
+        self.block_zyx = config.block_zyx
+        self.masks_input = config.compat == "none"
+        self.coarsest_stride = encoder.strides[-1]
+        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
+        self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
+        self.blocks_of(parts.patch_zyx)  # before the dry run, whose patch is two such multiples
         self.inner_strides = check_sparse(encoder, config.block_zyx)
         is_light = config.decoder == "light"
         self.densify = nn.ModuleList(
@@ -122,13 +131,6 @@ class S3D(nn.Module):
         )
         self.decoder = LightDecoder(encoder.channels, encoder.strides) if is_light else parts.make_neck()
         self.head = VoxelHead(self.decoder.channels[0], parts.in_channels)
-        self.in_channels = parts.in_channels
-        self.mask_ratio = config.mask_ratio
-        self.block_zyx = config.block_zyx
-        self.masks_input = config.compat == "none"
-        self.coarsest_stride = encoder.strides[-1]
-        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
-        self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, and `scored`: the share of all voxels that the loss counted.

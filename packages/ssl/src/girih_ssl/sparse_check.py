@@ -33,29 +33,51 @@ def check_sparse(encoder: Encoder, block_zyx: Triple) -> tuple[Triple, ...]:
 
     That is so if it calls convolutions, pooling and instance normalisations as modules, and in between does nothing
     but elementwise operations that keep zeros zero; and if with nothing hidden it is the dense encoder. Found by
-    running copies of it on the smallest possible patch with every other block hidden. Neither the encoder nor a
-    random state is touched.
+    running copies of it on the smallest possible patch with every other block hidden: float32, in training, and with
+    arbitrary parameters and buffers, as one that is zero now may become another. Neither the encoder nor a random
+    state is touched.
 
     Raises:
-        ValueError: it cannot; the message names the module and the operation.
+        ValueError: it cannot; the message names the module and the operation. Or its maps have not the channels and
+            strides that it declares.
     """
     module: Any = encoder
-    for name, part in module.named_modules():
-        if isinstance(part, nn.InstanceNorm3d) and part.track_running_stats:
-            raise ValueError(
-                f"encoder.{name}: found an {type(part).__name__} with running statistics, wanted one without: "
-                f"they would be those of the visible cells"
-            )
+    for name, part in module.named_modules(prefix="encoder"):
+        _check_module(name, part)
     sides = [math.lcm(side, step) for side, step in zip(block_zyx, encoder.strides[-1], strict=True)]
     patch = (2 * sides[0], sides[1], sides[2])  # two cells of the coarsest map: one cannot be normalised
     image = torch.randn(1, encoder.in_channels, *patch, generator=torch.Generator().manual_seed(0))
-    image = image.to(next(module.parameters(), image))
+    image = image.to(next(module.parameters(), image).device)
     gz, gy, gx = (torch.arange(side // block) for side, block in zip(patch, block_zyx, strict=True))
     every_other = (gz[:, None, None] + gy[:, None] + gx) % 2 == 0
     visible = _Discovered(every_other[None].to(image.device), block_zyx)
-    _run_watched(module, visible, image * to_voxels(visible.visible, block_zyx))
+    shapes = _run_watched(module, visible, image * to_voxels(visible.visible, block_zyx))
+    wanted = [
+        (1, width, *(side // step for side, step in zip(patch, stride, strict=True)))
+        for width, stride in zip(encoder.channels, encoder.strides, strict=True)
+    ]
+    if shapes != wanted:
+        raise ValueError(f"encoder: found maps of shapes {shapes}, wanted {wanted} by its channels and strides")
     _compare_with_dense(module, VisibleCells(torch.ones_like(visible.visible), block_zyx, visible.strides), image)
     return tuple(visible.strides)
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    """Refuse what the dry run would not see: it trusts these modules."""
+    kind = f"{name}: found {type(module).__name__}"
+    if any(value is not None and value.is_meta for value in (*module._parameters.values(), *module._buffers.values())):
+        raise ValueError(f"{kind} on the meta device, wanted one with values")
+    if isinstance(module, nn.InstanceNorm3d) and module.track_running_stats:
+        raise ValueError(f"{kind} with running statistics, wanted none: they would be those of the visible cells")
+    if isinstance(module, nn.MaxPool3d) and module.return_indices:
+        raise ValueError(f"{kind} that returns indices, wanted return_indices=False")
+    for plain in (nn.Conv3d, nn.AvgPool3d, nn.MaxPool3d):
+        own = any(
+            getattr(type(module), method, None) is not getattr(plain, method, None) or method in vars(module)
+            for method in ("forward", "_conv_forward")
+        )
+        if isinstance(module, plain) and own:
+            raise ValueError(f"{kind} with a forward of its own, wanted that of nn.{plain.__name__}")
 
 
 class _Discovered(VisibleCells):
@@ -104,8 +126,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, or refuse it."""
         kwargs = kwargs or {}
-        if any(isinstance(module, MINDFUL) for _, module in self.running):
-            return op(*args, **kwargs)
+        if op is torch.ops.aten.empty_like.default or any(isinstance(module, MINDFUL) for _, module in self.running):
+            return op(*args, **kwargs)  # an empty tensor leaks nothing until something is written into it
         if torch.Tag.nondeterministic_seeded in op.tags:
             self._refuse(op, "draws random numbers")
         elementwise = torch.Tag.pointwise in op.tags or op.overloadpacket in ALSO_ELEMENTWISE
@@ -124,21 +146,20 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-def _run_watched(encoder: nn.Module, visible: _Discovered, image: Tensor) -> None:
+def _run_watched(encoder: nn.Module, visible: _Discovered, image: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes of the maps."""
     twin = _twin(encoder, visible)
     watch = _Watch(visible)
     for name, part in twin.named_modules(prefix="encoder"):
-        if not isinstance(part, MINDFUL):
-            # A parameter or buffer that happens to be zero is not to pass for one that keeps zeros.
-            part._parameters = {key: _arbitrary(value) for key, value in part._parameters.items()}
-            part._buffers = {key: _arbitrary(value) for key, value in part._buffers.items()}
         part.__dict__["forward"] = partial(watch.call, name, part, part.forward)
     with watch:
-        twin(image)
+        maps = twin(image)
+    return [tuple(x.shape) for x in maps]
 
 
 def _compare_with_dense(encoder: nn.Module, visible: VisibleCells, image: Tensor) -> None:
-    pairs = zip(_twin(encoder, visible)(image), _twin(encoder, None)(image), strict=True)
+    with torch.random.fork_rng([image.device] if image.is_cuda else []):  # a norm is not watched, and may draw
+        pairs = zip(_twin(encoder, visible)(image), _twin(encoder, None)(image), strict=True)
     for level, (found, wanted) in enumerate(pairs):
         off, size = float((found - wanted).abs().max()), float(wanted.abs().max())
         if not off <= TOLERANCE * size:
@@ -149,14 +170,23 @@ def _compare_with_dense(encoder: nn.Module, visible: VisibleCells, image: Tensor
 
 
 def _twin(encoder: nn.Module, visible: VisibleCells | None) -> nn.Module:
-    """Return a copy of the tree with buffers of its own: a forward may change them."""
+    """Return a copy of the tree in training, with parameters and buffers of its own: the same arbitrary ones."""
     twin = copy_tree(encoder, visible, {})
+    generator = torch.Generator().manual_seed(0)
     for part in twin.modules():
-        part._buffers = {name: None if value is None else value.clone() for name, value in part._buffers.items()}
+        part.training = True
+        part._parameters = {name: _arbitrary(value, generator) for name, value in part._parameters.items()}  # type: ignore[misc]
+        part._buffers = {name: _arbitrary(value, generator) for name, value in part._buffers.items()}
     return twin
 
 
-def _arbitrary(value: Tensor | None) -> Tensor | None:
+def _arbitrary(value: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    """Return float32 numbers of the same shape: those of a kernel of either sign, others positive."""
     if value is None or not value.is_floating_point():
-        return value
-    return torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
+        return value if value is None else value.clone()
+    fan_in = math.prod(value.shape[1:])
+    if fan_in > 1:
+        numbers = torch.randn(value.shape, generator=generator) / math.sqrt(fan_in)
+    else:
+        numbers = torch.rand(value.shape, generator=generator) + 0.5
+    return numbers.to(value.device)
