@@ -12,8 +12,8 @@ from girih_ssl import MAEConfig
 from girih_ssl.light_decoder import LightDecoder
 from girih_ssl.masked_norm import masked_instance_norm
 from girih_ssl.s3d import S3D, Densify, S3DConfig
+from girih_ssl.sparse import VisibleCells
 from girih_ssl.testing import ObjectiveContract, TinyEncoder, make_batch, tiny_parts
-from girih_ssl.visible_cells import VisibleCells
 
 SMALL = S3DConfig(mask_ratio=0.5, block_zyx=(4, 8, 4))
 PATCH = (8, 16, 12)

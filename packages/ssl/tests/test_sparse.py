@@ -17,10 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from girih_ssl.interfaces import Parts
 from girih_ssl.masking import to_voxels
 from girih_ssl.s3d import S3DConfig
-from girih_ssl.sparse import bind
+from girih_ssl.sparse import VisibleCells, any_visible, bind, is_all_visible
 from girih_ssl.sparse_check import check_sparse
 from girih_ssl.testing import TinyEncoder, TinyNeck, make_batch
-from girih_ssl.visible_cells import VisibleCells, any_visible, is_all_visible
 
 STRIDES = ((1, 1, 1), (2, 2, 2), (4, 4, 4))
 CHANNELS = (4, 8, 8)

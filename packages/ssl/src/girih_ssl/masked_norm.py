@@ -1,12 +1,35 @@
 """Instance normalisation of maps with hidden cells: the statistics are those of the visible cells."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from girih_ssl.visible_cells import Cells
+
+@dataclass(frozen=True)
+class Cells:
+    """The visible cells of one grid, in the forms that masked arithmetic needs; all float32."""
+
+    shown: Float32[Tensor, "b 1 z y x"]
+    """1 where a cell is visible, else 0."""
+    hidden: Float32[Tensor, "b 1 z y x"]
+    """1 - shown."""
+    count: Float32[Tensor, "b 1 1 1 1"]
+    """n, the visible cells of a sample, but at least 1, so that it divides."""
+    scale: Float32[Tensor, "b 1 1 1 1"]
+    """sqrt(N / n), N the cells of the grid."""
+    scaled: Float32[Tensor, "b 1 z y x"]
+    """scale where a cell is visible, else 0."""
+
+    @classmethod
+    def of(cls, visible: Bool[Tensor, "b z y x"]) -> "Cells":
+        """Return the forms of a mask."""
+        shown = visible[:, None].float()
+        count = shown.sum((1, 2, 3, 4), keepdim=True).clamp(min=1)
+        scale = (shown[0].numel() / count).sqrt()
+        return cls(shown, 1 - shown, count, scale, shown * scale)
 
 
 def masked_instance_norm(
@@ -27,7 +50,9 @@ def masked_instance_norm(
     How: hidden cells are filled with the mean and all are multiplied by sqrt(N / n), N the cells of the map. The
     variance over all cells is then the variance over the visible ones, so that PyTorch's own batch normalisation can
     do the rest, without a difference of large sums. With everything visible nothing is filled, the factor is 1, and
-    on the CPU the result is that of `F.instance_norm`, bit for bit.
+    on the CPU the result is that of `F.instance_norm`, bit for bit. Otherwise the factor is one more rounding, which
+    shows where few cells are visible and do not vary: with one of 216 blocks visible, a map that is 100 all over was
+    found off its bias by up to 7.5e-3 (weight 1), where `F.instance_norm` was off by 2e-3.
 
     Args:
         x: maps.

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from girih_ssl.batch import check_batch, check_cells, check_patch
 from girih_ssl.interfaces import Batch, Encoder, Parts, Triple
 from girih_ssl.light_decoder import LightDecoder
-from girih_ssl.masked_norm import masked_instance_norm
+from girih_ssl.masked_norm import Cells, masked_instance_norm
 from girih_ssl.masking import check_blocks, draw_hidden_blocks, hidden_count, hidden_error, to_voxels
-from girih_ssl.sparse import bind
+from girih_ssl.sparse import VisibleCells, bind, is_all_visible
 from girih_ssl.sparse_check import check_sparse
-from girih_ssl.visible_cells import Cells, VisibleCells, is_all_visible
 from girih_ssl.voxel_head import VoxelHead
 
 

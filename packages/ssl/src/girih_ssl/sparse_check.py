@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from girih_ssl.interfaces import Encoder, Triple
+from girih_ssl.masked_norm import Cells
 from girih_ssl.masking import to_voxels
-from girih_ssl.sparse import MINDFUL, copy_tree
-from girih_ssl.visible_cells import Cells, VisibleCells
+from girih_ssl.sparse import MINDFUL, VisibleCells, copy_tree
 
 # Elementwise, but without PyTorch's tag that says so.
 ALSO_ELEMENTWISE = {
