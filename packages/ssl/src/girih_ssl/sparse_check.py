@@ -48,6 +48,7 @@ def check_sparse(encoder: Encoder, block_zyx: Triple) -> tuple[Triple, ...]:
     patch = (2 * sides[0], sides[1], sides[2])  # two cells of the coarsest map: one cannot be normalised
     image = torch.randn(1, encoder.in_channels, *patch, generator=torch.Generator().manual_seed(0))
     image = image.to(next(module.parameters(), image).device)
+    module = _arbitrary(module)
     gz, gy, gx = (torch.arange(side // block) for side, block in zip(patch, block_zyx, strict=True))
     every_other = (gz[:, None, None] + gy[:, None] + gx) % 2 == 0
     visible = _Discovered(every_other[None].to(image.device), block_zyx)
@@ -170,20 +171,28 @@ def _compare_with_dense(encoder: nn.Module, visible: VisibleCells, image: Tensor
 
 
 def _twin(encoder: nn.Module, visible: VisibleCells | None) -> nn.Module:
-    """Return a copy of the tree in training, with parameters and buffers of its own: the same arbitrary ones."""
+    """Return a copy of the tree with buffers of its own: a forward may change them."""
     twin = copy_tree(encoder, visible, {})
-    generator = torch.Generator().manual_seed(0)
     for part in twin.modules():
-        part.training = True
-        part._parameters = {name: _arbitrary(value, generator) for name, value in part._parameters.items()}  # type: ignore[misc]
-        part._buffers = {name: _arbitrary(value, generator) for name, value in part._buffers.items()}
+        part._buffers = {name: None if value is None else value.clone() for name, value in part._buffers.items()}
     return twin
 
 
-def _arbitrary(value: Tensor | None, generator: torch.Generator) -> Tensor | None:
-    """Return float32 numbers of the same shape: those of a kernel of either sign, others positive."""
+def _arbitrary(encoder: nn.Module) -> nn.Module:
+    """Return a copy of the tree in training, with arbitrary float32 parameters and buffers."""
+    twin = copy_tree(encoder, None, {})
+    generator = torch.Generator().manual_seed(0)
+    for part in twin.modules():
+        part.training = True
+        part._parameters = {name: _numbers(value, generator) for name, value in part._parameters.items()}  # type: ignore[misc]
+        part._buffers = {name: _numbers(value, generator) for name, value in part._buffers.items()}
+    return twin
+
+
+def _numbers(value: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    """Return a tensor of the same shape: a kernel's numbers have either sign, others are positive."""
     if value is None or not value.is_floating_point():
-        return value if value is None else value.clone()
+        return value
     fan_in = math.prod(value.shape[1:])
     if fan_in > 1:
         numbers = torch.randn(value.shape, generator=generator) / math.sqrt(fan_in)
