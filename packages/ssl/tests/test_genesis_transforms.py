@@ -14,6 +14,7 @@ from girih_ssl.genesis_transforms import (
     draw_flips,
     noise_like,
     rescale_,
+    value_range,
 )
 
 
@@ -23,14 +24,14 @@ def generator(seed=0):
 
 def test_channels_are_rescaled_each_by_its_own_range():
     patch = torch.tensor([[-2.0, 0.0, 6.0], [5.0, 5.5, 6.0]]).reshape(2, 1, 1, 3)
-    rescale_(patch)
+    rescale_(patch, *value_range(patch, None))
     assert patch.flatten().tolist() == [0, 0.25, 1, 0, 0.5, 1]
 
 
 def test_a_constant_channel_becomes_zero_and_nan_spreads():
     patch = torch.full((3, 2, 2, 2), 7.0)
     patch[1, 0, 0, 0], patch[2, 0, 0, 0] = torch.nan, torch.inf
-    rescale_(patch)
+    rescale_(patch, *value_range(patch, None))
     assert (patch[0] == 0).all()
     assert patch[1].isnan().all()
     assert patch[2].isnan().any()

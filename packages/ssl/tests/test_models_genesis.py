@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from girih_ssl import ModelsGenesis, ModelsGenesisConfig, sample_generators
+from girih_ssl import ModelsGenesis, ModelsGenesisConfig, models_genesis, sample_generators
 from girih_ssl import genesis_transforms as transforms
 from girih_ssl.local_shuffle import draw_windows
 from girih_ssl.models_genesis import corrupt
@@ -180,12 +180,49 @@ def test_bad_numbers_are_not_hidden(bad, compat):
         assert not genesis(batch)["loss"].isfinite()
 
 
+def test_invalid_voxels_do_not_set_the_range():
+    image = torch.rand(2, 2, *PATCH, generator=torch.Generator().manual_seed(0)) * 200 - 100
+    image[:, :, :8] = -1000
+    image[:, :, 0], image[:, :, 1] = 9000, torch.nan
+    image[:, :, 2], image[:, :, 3] = torch.inf, -torch.inf
+    image[1, 1, 8:] = 5
+    valid = torch.zeros(2, *PATCH, dtype=torch.bool)
+    valid[:, 8:] = True
+    _, target, _ = corrupt(image, torch.tensor([1, 2]), only(), valid)
+    inside = image[0, :, 8:]
+    low, high = inside.amin((1, 2, 3), keepdim=True), inside.amax((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(target[0, :, 8:], (inside - low) / (high - low))
+    # Above the range, NaN and infinity (as the value 0), below the range.
+    zero = -low / (high - low)
+    for z, wanted in enumerate((zero**0, zero, zero, zero, zero * 0)):
+        torch.testing.assert_close(target[0, :, z : z + 1], wanted.expand(2, 1, *PATCH[1:]))
+    assert (target[1, 1] == 0).all()  # constant where it is valid
+    assert (corrupt(image, torch.tensor([1, 2]), only(), torch.zeros_like(valid))[1] == 0).all()
+
+
+@pytest.mark.parametrize("compat", ["none", "nnssl"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_bad_numbers_in_invalid_voxels_do_no_harm(bad, compat):
+    genesis = ModelsGenesisConfig(compat=compat, flip_probability=0.9).build(tiny_parts(patch_zyx=PATCH))
+    batch = make_batch(4, patch_zyx=PATCH)
+    batch["image"][:, :, 8, 12, 10], batch["valid"][:, 8, 12, 10] = bad, False
+    assert genesis(batch)["loss"].isfinite()
+
+
+def test_slabs_of_a_cpu_fit_together(monkeypatch):
+    image = make_batch(4, 2, PATCH)["image"]
+    config = ModelsGenesisConfig(paint_probability=0.0)  # the noise is another one
+    expected = corrupt(image, torch.arange(4), config)[0]
+    monkeypatch.setattr(models_genesis, "SLAB", 2 * PATCH[1] * PATCH[2] + 1)  # two planes
+    assert torch.equal(corrupt(image, torch.arange(4), config)[0], expected)
+
+
 def test_the_loss_is_the_mean_over_valid_voxels():
     batch, config = make_batch(2, 3, PATCH), ModelsGenesisConfig(shuffle_windows=10)
     batch["valid"] = torch.rand(batch["valid"].shape, generator=torch.Generator().manual_seed(1)) < 0.7
     prediction = torch.randn(2, 3, *PATCH, generator=torch.Generator().manual_seed(7))
     found = genesis_that_predicts(prediction.clone(), config)(batch)
-    _, target, flips = corrupt(batch["image"], batch["seed"], config)
+    _, target, flips = corrupt(batch["image"], batch["seed"], config, batch["valid"])
     errors = []
     for b in range(2):
         valid = np.flip(batch["valid"][b].numpy(), [axis - 1 for axis in flips[b]])
@@ -193,6 +230,7 @@ def test_the_loss_is_the_mean_over_valid_voxels():
     assert float(found["loss"].detach()) == pytest.approx(np.concatenate(errors, axis=None).mean(), rel=1e-5)
     assert float(found["scored"]) == pytest.approx(float(batch["valid"].float().mean()))
     del batch["valid"]
+    target = corrupt(batch["image"], batch["seed"], config)[1]
     found = genesis_that_predicts(prediction.clone(), config)(batch)
     assert float(found["loss"].detach()) == pytest.approx(float((prediction - target).square().mean()), rel=1e-5)
     assert float(found["scored"]) == 1
@@ -200,7 +238,7 @@ def test_the_loss_is_the_mean_over_valid_voxels():
 
 def test_a_perfect_prediction_has_loss_zero():
     batch, config = make_batch(2, patch_zyx=PATCH), ModelsGenesisConfig()
-    target = corrupt(batch["image"], batch["seed"], config)[1]
+    target = corrupt(batch["image"], batch["seed"], config, batch["valid"])[1]
     assert float(genesis_that_predicts(target, config)(batch)["loss"].detach()) == 0
 
 
@@ -230,7 +268,7 @@ def test_reconstruct_shows_what_the_network_saw():
     batch = make_batch(2, 2, PATCH)
     genesis = ModelsGenesisConfig().build(tiny_parts(2, PATCH))
     found = genesis.reconstruct(batch)
-    shown, target, _ = corrupt(batch["image"], batch["seed"], ModelsGenesisConfig())
+    shown, target, _ = corrupt(batch["image"], batch["seed"], ModelsGenesisConfig(), batch["valid"])
     assert torch.equal(found["input"], target)
     assert torch.equal(found["shown"], shown)
     assert torch.equal(found["output"], genesis.head(genesis.neck(genesis.encoder(shown)), PATCH))

@@ -5,12 +5,13 @@ All else works on a patch of any number of channels on its device.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from girih_ssl.interfaces import Triple
-from girih_ssl.pieces import Box
 
+Box = tuple[slice, slice, slice]
+"""Voxels of a patch along (z, y, x); start and stop are never None."""
 KNOTS = 4096
 """Steps of an intensity curve."""
 MARGIN = 3
@@ -26,13 +27,28 @@ def chance(generator: torch.Generator, probability: float) -> bool:
     return float(torch.rand((), generator=generator, dtype=torch.float64)) < probability
 
 
-def rescale_(patch: Float[Tensor, "c z y x"]) -> None:
-    """Bring every channel to [0, 1], in place: its minimum becomes 0, its maximum 1.
+def value_range(
+    patch: Float[Tensor, "c z y x"], valid: Bool[Tensor, "z y x"] | None
+) -> tuple[Float[Tensor, "c 1 1 1"], Float[Tensor, "c 1 1 1"]]:
+    """Return every channel's minimum and maximum over the valid voxels, without `valid` over all; 0 if there is none.
 
-    A constant channel becomes 0. NaN or infinity make the channel NaN.
+    NaN in a valid voxel makes both NaN.
     """
-    low, high = patch.amin((1, 2, 3), keepdim=True), patch.amax((1, 2, 3), keepdim=True)
-    patch.sub_(low).div_((high - low).clamp(min=torch.finfo(patch.dtype).tiny))
+    least = most = patch
+    if valid is not None:
+        least, most = patch.masked_fill(~valid, torch.inf), patch.masked_fill(~valid, -torch.inf)
+    low, high = least.amin((1, 2, 3), keepdim=True).float(), most.amax((1, 2, 3), keepdim=True).float()
+    if valid is not None:
+        low, high = (end.masked_fill(~valid.any(), 0) for end in (low, high))
+    return low, high
+
+
+def rescale_(patch: Float[Tensor, "c z y x"], low: Float[Tensor, "c 1 1 1"], high: Float[Tensor, "c 1 1 1"]) -> None:
+    """Bring every channel to [0, 1], in place: `low` becomes 0, `high` 1.
+
+    A channel whose ends are equal becomes 0. NaN or infinity as an end make it NaN in one voxel at least.
+    """
+    patch.sub_(low).div_(torch.where(high == low, torch.inf, high - low))
 
 
 def draw_flips(generator: torch.Generator, probability: float, most: int) -> list[int]:
