@@ -154,3 +154,9 @@ def test_broken_dataset_record(damaged: d3.Store, change: dict[str, Any], messag
         d3.Store.open(damaged.root)
     with pytest.raises(d3.ManifestError, match="not a prepared dataset"):
         d3.Store.open(damaged.root / "cases")
+
+
+def test_the_folder_of_scans_is_not_taken_for_a_damaged_dataset(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"schema": 1, "name": "a", "classes": [], "cases": []}')
+    with pytest.raises(d3.ManifestError, match=r"describes scans to prepare, wanted the folder of a prepared dataset"):
+        d3.Store.open(tmp_path)

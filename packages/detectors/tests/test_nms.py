@@ -114,3 +114,9 @@ def test_lengths_that_differ_are_refused() -> None:
     plain = inspect.unwrap(class_nms)
     with pytest.raises(ValueError, match="3 boxes, 2 scores and 3 labels"):
         plain(boxes, scores[:2], labels, 0.5)
+
+
+@pytest.mark.parametrize("boxes", [[[0.0] * 6], torch.zeros(1, 4).numpy(), torch.zeros(1, 4)])
+def test_what_is_no_tensor_of_boxes_is_refused(boxes) -> None:
+    with pytest.raises(ValueError, match=r"wanted a tensor \(n, 6\)"):
+        inspect.unwrap(class_nms)(boxes, torch.zeros(1), torch.zeros(1, dtype=torch.int64), 0.5)

@@ -404,3 +404,13 @@ def test_a_coarse_finest_map_is_segmented_on_the_input_grid() -> None:
     images, targets = toy_batch((2,))
     assert detector.tensors(images)[2].shape == (1, 2, 24, 24, 24)
     assert torch.isfinite(detector(images, targets)["loss"])
+
+
+@pytest.mark.parametrize("image_zyx", [(25, 24, 24), (28, 24, 24), (12, 48, 24), (24, 28, 20)])
+def test_tensors_of_other_images_are_not_post_processed(image_zyx: tuple[int, int, int]) -> None:
+    model = build(segmentation=True)
+    with torch.no_grad():
+        tensors = model.eval().tensors(torch.zeros(1, 1, 24, 24, 24))
+    assert len(model.postprocess(tensors, (24, 24, 24))) == 1
+    with pytest.raises(ValueError, match=r"image_zyx|logits have shape"):
+        model.postprocess(tensors, image_zyx)

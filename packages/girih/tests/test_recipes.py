@@ -85,3 +85,16 @@ def test_the_help_of_a_schedule_shows_its_defaults(capsys: pytest.CaptureFixture
         main(["finetune", "--schedule", "nnunet", "--help"])
     assert "(default: 12500)" in capsys.readouterr().out
     assert SCHEDULES["nnunet"].recipe.warmup_steps == 12_500
+
+
+@pytest.mark.parametrize(
+    "command", [("pretrain", "mae", "--data", "a", "--data", "b"), ("evaluate", "--truth=a", "--truth", "b")]
+)
+def test_an_option_given_twice_is_refused_for_the_parser_would_drop_the_first(command, capsys) -> None:
+    assert main(command) == 2
+    assert "is given 2 times, wanted once" in capsys.readouterr().err
+
+
+def test_a_stem_is_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stem is dataset:ct, wanted exact without --weights"):
+        Finetune(data=tmp_path, out=tmp_path, stem="dataset:ct").run()

@@ -44,6 +44,10 @@ def parse_dataset_record(content: bytes, where: str) -> dict[str, Any]:
     Raises:
         ManifestError: damaged, or of another schema.
     """
+    if b'"cases"' in content and b'"spec_hash"' not in content:
+        raise ManifestError(
+            f"{where}: describes scans to prepare, wanted the folder of a prepared dataset; prepare them"
+        )
     try:
         own_checksum(content)
         record = json.loads(content)

@@ -124,10 +124,20 @@ class RetinaUNet(nn.Module):
         """Return the detections in what `tensors` gave for images of this many voxels; it needs no weights.
 
         Raises:
-            ValueError: the network's output is not finite.
+            ValueError: the tensors are not those of such images, or not finite.
         """
+        coarsest = self.pyramid.strides[self.levels[-1]]
+        if any(side < 1 or side % step for side, step in zip(image_zyx, coarsest, strict=True)):
+            raise ValueError(f"image_zyx is {tuple(image_zyx)}, wanted three multiples of {coarsest}")
         grid = self.anchors(image_zyx)
-        logits, deltas = tensors[:2]
+        logits, deltas, *masks = tensors
+        for name, found, width in (("logits", logits, len(self.classes)), ("deltas", deltas, 6)):
+            if tuple(found.shape[1:]) != (len(grid), width):
+                raise ValueError(
+                    f"{name} have shape {tuple(found.shape)}, wanted (b, {len(grid)}, {width}) for {tuple(image_zyx)}"
+                )
+        if masks and tuple(masks[0].shape[2:]) != tuple(image_zyx):
+            raise ValueError(f"image_zyx is {tuple(image_zyx)}, the tensors are of images {tuple(masks[0].shape[2:])}")
         return [select_detections(a, b, grid, image_zyx, self.post) for a, b in zip(logits, deltas, strict=True)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RetinaUNet":

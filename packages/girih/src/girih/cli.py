@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"girih: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        refuse_repeated(rest)
         run(name, rest)
     except (ValueError, OSError) as error:
         if os.environ.get("GIRIH_TRACEBACK"):
@@ -62,6 +63,14 @@ def run(name: str, arguments: list[str]) -> None:
     elif name == "finetune":
         command, arguments = module.choose_schedule(arguments)
     tyro.cli(command, prog=program, args=arguments).run()
+
+
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """Raise ValueError if an option is given twice: the parser would keep the last, and drop a dataset silently."""
+    options = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise ValueError(f"{option} is given {options.count(option)} times, wanted once; several values follow one")
 
 
 def usage() -> str:

@@ -50,14 +50,18 @@ def class_nms(
             clang, or what CC names); without one its error comes through, and "torch" is the way out.
 
     Raises:
-        ValueError: the threshold is outside [0, 1], `max_keep` is negative, the lengths differ, the backend is unknown
-            or does not run on the boxes' device, or takes fewer boxes (Triton: 2**26 - 1).
+        ValueError: the boxes are no (n, 6) tensor, the threshold is outside [0, 1], `max_keep` is negative, the lengths
+            differ, the backend is unknown or does not run on the boxes' device, or takes fewer boxes (Triton:
+            2**26 - 1).
         ImportError: `backend="triton"` and Triton cannot be imported.
     """
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}, wanted 0..1")
     if max_keep is not None and max_keep < 0:
         raise ValueError(f"max_keep is {max_keep}, wanted 0 or more, or None for all")
+    if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 6:
+        found = tuple(getattr(boxes, "shape", ()))
+        raise ValueError(f"boxes are {type(boxes).__name__} of shape {found}, wanted a tensor (n, 6)")
     if not len(boxes) == len(scores) == len(labels):
         raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels, wanted as many of each")
     on_triton = _runs_on_triton(backend, boxes.device)

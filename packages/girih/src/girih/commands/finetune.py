@@ -78,6 +78,8 @@ class Finetune:
         Raises:
             ValueError: the data, plan, weights and run do not fit; the message says which and why.
         """
+        if self.weights is None:
+            require("stem", self.stem, self.stem == "exact", "exact without --weights")
         if self.head_first:
             require("weights", self.weights, self.weights is not None, "some, as the head is to go first")
             require(
