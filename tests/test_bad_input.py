@@ -75,8 +75,8 @@ def unknown(folder: Path) -> None:
     ("make", "words"),
     [
         (truncated, ["cut.nii.gz"]),
-        (four_d, ["cut.nii.gz", "4"]),
-        (with_nan, ["cut.nii.gz", "1", "finite"]),
+        (four_d, ["cut.nii.gz", "a fourth axis of 2 frames"]),
+        (with_nan, ["cut.nii.gz", "finite"]),
         (singular, ["cut.nii.gz", "affine"]),
         (unknown, []),
         (lambda folder: None, []),
