@@ -127,7 +127,7 @@ def test_nms(seed, threshold) -> None:
 
 @pytest.mark.parametrize("available", [1, 5, 42, 200])
 def test_numbers_of_hard_negatives(available) -> None:  # MONAI counts by image, nnDetection by batch: a batch of one
-    scores, images = torch.rand(1, 5000), torch.zeros(1, 1, 2, 2, 2)
+    scores = torch.rand(1, 5000)
     labels = torch.zeros(5000, dtype=torch.int64)
     labels[:available] = 1
     settings = {"positive_fraction": 0.33, "pool_size": 20}
@@ -136,7 +136,7 @@ def test_numbers_of_hard_negatives(available) -> None:  # MONAI counts by image,
         scores,
         torch.arange(available),
         labels[None] == 0,
-        images,
+        torch.tensor([7]),
         per_image=128,
         positive_fraction=0.33,
         pool=20,
