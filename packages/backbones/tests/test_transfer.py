@@ -190,6 +190,12 @@ def test_an_unknown_stem_is_refused(weights: Weights, stem: str, message: str) -
         load_weights(small(), weights, stem=stem)
 
 
+def test_a_file_without_stems_by_dataset_says_so(tmp_path: Path, source: ResidualEncoder) -> None:
+    save_weights(tmp_path / "w.safetensors", encoder=source)
+    with pytest.raises(ValueError, match="found 'dataset:ct', but the file has no stems by dataset"):
+        load_weights(small(), read_weights(tmp_path / "w.safetensors"), stem="dataset:ct")
+
+
 # --- what does not fit --------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from girih_ssl import MAEConfig
 from girih_ssl.light_decoder import LightDecoder
 from girih_ssl.masked_norm import masked_instance_norm
+from girih_ssl.masking import blocks_of
 from girih_ssl.s3d import S3D, Densify, S3DConfig
 from girih_ssl.sparse import VisibleCells
 from girih_ssl.testing import ObjectiveContract, TinyEncoder, make_batch, tiny_parts
@@ -208,7 +209,8 @@ def test_densification_of_resenc_l_has_the_published_number_of_parameters():
     s3d = S3D(parts)
     assert sum(p.numel() for p in s3d.densify.parameters()) == 7_854_240 - 320
     assert s3d.patch_multiple == (32, 32, 32)
-    assert s3d.blocks_of((192, 192, 192)) == ((12, 12, 12), 1296)
+    published = {"block_zyx": s3d.block_zyx, "coarsest_stride": s3d.coarsest_stride, "mask_ratio": s3d.mask_ratio}
+    assert blocks_of((192, 192, 192), **published) == ((12, 12, 12), 1296)
 
 
 def test_state_keys_and_the_encoder_among_them():

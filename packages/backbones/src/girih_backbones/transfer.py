@@ -125,6 +125,8 @@ def _stem_origin(weights: Weights, stem: str) -> str | None:
     if kind != "dataset":
         raise ValueError(f"stem: found {stem!r}, wanted 'exact', 'random', 'replicate' or 'dataset:<name>'")
     names = sorted(weights.header["stems"])
+    if not names:
+        raise ValueError(f"stem: found {stem!r}, but the file has no stems by dataset, as only MultiTalent makes them")
     if name not in names:
         raise ValueError(f"stem: found {stem!r}, wanted one of the datasets of the file: {names}")
     return f"stems.{name}."

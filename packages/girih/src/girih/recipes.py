@@ -36,7 +36,10 @@ class Recipe:
         require("steps", self.steps, self.steps >= 1, "1 or more")
         require("lr", self.lr, math.isfinite(self.lr) and self.lr > 0, "a number above 0")
         require(
-            "warmup_steps", self.warmup_steps, 0 <= self.warmup_steps < self.steps, f"0 to steps - 1 = {self.steps - 1}"
+            "warmup_steps",
+            self.warmup_steps,
+            0 <= self.warmup_steps < self.steps,
+            f"0 to steps - 1 = {self.steps - 1}; a shorter training needs a shorter warm-up than the default",
         )
         require("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
         require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")

@@ -1,15 +1,14 @@
 """Masked autoencoding of volumes: hide most blocks of a patch and restore their voxels from the rest."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from girih_ssl.batch import check_batch, check_cells, check_patch
-from girih_ssl.interfaces import Batch, Encoder, Neck, Parts, Triple
-from girih_ssl.masking import check_blocks, draw_hidden_blocks, hidden_count, hidden_error, to_voxels
+from girih_ssl.batch import check_batch
+from girih_ssl.interfaces import Batch, Encoder, Neck, Parts
+from girih_ssl.masking import blocks_of, check_blocks, common_multiple, draw_hidden_blocks, hidden_error, to_voxels
 from girih_ssl.voxel_head import VoxelHead
 
 
@@ -31,11 +30,15 @@ class MAEConfig:
         """Return the objective.
 
         Raises:
-            ValueError: `parts.patch_zyx` does not suit, see `blocks_of`.
+            ValueError: `parts.patch_zyx` does not suit, see `masking.blocks_of`.
         """
-        mae = MAE(parts.encoder, parts.make_neck(), parts.in_channels, self)
-        mae.blocks_of(parts.patch_zyx)
-        return mae
+        blocks_of(
+            parts.patch_zyx,
+            block_zyx=self.block_zyx,
+            coarsest_stride=parts.encoder.strides[-1],
+            mask_ratio=self.mask_ratio,
+        )
+        return MAE(parts.encoder, parts.make_neck(), parts.in_channels, self)
 
 
 class MAE(nn.Module):
@@ -91,14 +94,13 @@ class MAE(nn.Module):
         self.mask_ratio = config.mask_ratio
         self.block_zyx = config.block_zyx
         self.coarsest_stride = encoder.strides[-1]
-        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
-        self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
+        self.patch_multiple = common_multiple(self.block_zyx, self.coarsest_stride)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return `loss`, and `scored`: the share of all voxels that the loss counted.
 
         Raises:
-            ValueError: see `check_batch` and `blocks_of`.
+            ValueError: see `check_batch` and `masking.blocks_of`.
         """
         image, hidden = self._image_and_mask(batch)
         return hidden_error(self._restore(image, hidden), image, hidden, batch.get("valid"))
@@ -117,24 +119,16 @@ class MAE(nn.Module):
         output = self._restore(image, hidden)
         return {"input": image.float(), "shown": (image * ~hidden).float(), "output": output.float()}
 
-    def blocks_of(self, patch_zyx: Triple) -> tuple[Triple, int]:
-        """Return the number of blocks along (z, y, x) and how many of them are hidden.
-
-        Raises:
-            ValueError: the patch is no multiple of `patch_multiple`, has too few blocks for `mask_ratio`, or is a
-                single cell of the encoder's coarsest map.
-        """
-        check_patch(patch_zyx, self.patch_multiple)
-        check_cells(patch_zyx, self.coarsest_stride)
-        (z, y, x), (bz, by, bx) = patch_zyx, self.block_zyx
-        grid = (z // bz, y // by, x // bx)
-        return grid, hidden_count(grid, self.mask_ratio)
-
     def _image_and_mask(self, batch: Batch) -> tuple[Float[Tensor, "b c z y x"], Bool[Tensor, "b 1 z y x"]]:
         image = check_batch(
             batch, requires=self.requires, in_channels=self.in_channels, patch_multiple=self.patch_multiple
         )
-        grid, hidden = self.blocks_of((image.shape[2], image.shape[3], image.shape[4]))
+        grid, hidden = blocks_of(
+            (image.shape[2], image.shape[3], image.shape[4]),
+            block_zyx=self.block_zyx,
+            coarsest_stride=self.coarsest_stride,
+            mask_ratio=self.mask_ratio,
+        )
         blocks = draw_hidden_blocks(batch["seed"], grid, hidden).to(image.device, non_blocking=True)
         return image, to_voxels(blocks, self.block_zyx)
 

@@ -1,10 +1,12 @@
 """Which blocks of a patch are hidden: an exact number, drawn per sample."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from girih_ssl.batch import sample_generators
+from girih_ssl.batch import check_cells, check_patch, sample_generators
 from girih_ssl.interfaces import Triple
 
 
@@ -22,6 +24,28 @@ def hidden_count(grid: Triple, mask_ratio: float) -> int:
             f"wanted at least one hidden and one shown; take a larger patch or smaller blocks"
         )
     return hidden
+
+
+def common_multiple(block_zyx: Triple, coarsest_stride: Triple) -> Triple:
+    """Return the smallest patch, in voxels along (z, y, x), of whole blocks and whole cells of the coarsest map."""
+    (bz, by, bx), (sz, sy, sx) = block_zyx, coarsest_stride
+    return (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
+
+
+def blocks_of(
+    patch_zyx: Triple, *, block_zyx: Triple, coarsest_stride: Triple, mask_ratio: float
+) -> tuple[Triple, int]:
+    """Return the number of blocks of a patch along (z, y, x) and how many of them are hidden.
+
+    Raises:
+        ValueError: the patch is no multiple of the block or of the encoder's coarsest stride, has too few blocks for
+            `mask_ratio`, or is a single cell of the coarsest map.
+    """
+    check_patch(patch_zyx, common_multiple(block_zyx, coarsest_stride))
+    check_cells(patch_zyx, coarsest_stride)
+    (z, y, x), (bz, by, bx) = patch_zyx, block_zyx
+    grid = (z // bz, y // by, x // bx)
+    return grid, hidden_count(grid, mask_ratio)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from girih_ssl.batch import check_patch, sample_generators
+from girih_ssl.batch import sample_generators
 from girih_ssl.interfaces import Triple
 
 
@@ -49,7 +49,8 @@ def base_grid(patch_zyx: Triple, crop_zyx: Triple) -> Triple:
     Raises:
         ValueError: the patch is no multiple of the crop, or only one crop.
     """
-    check_patch(patch_zyx, crop_zyx)
+    if any(side < 1 or side % crop for side, crop in zip(patch_zyx, crop_zyx, strict=True)):
+        raise ValueError(f"patch: found {patch_zyx} voxels (z, y, x), wanted multiples of {crop_zyx} (crop_zyx)")
     (z, y, x), (cz, cy, cx) = patch_zyx, crop_zyx
     grid = (z // cz, y // cy, x // cx)
     if math.prod(grid) == 1:

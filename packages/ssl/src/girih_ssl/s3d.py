@@ -1,6 +1,5 @@
 """Sparse masked modelling (S3D, SparkMAE): a CNN sees visible blocks only, and a decoder restores the others."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from girih_ssl.batch import check_batch, check_cells, check_patch
-from girih_ssl.interfaces import Batch, Encoder, Parts, Triple
+from girih_ssl.batch import check_batch
+from girih_ssl.interfaces import Batch, Encoder, Parts
 from girih_ssl.light_decoder import LightDecoder
 from girih_ssl.masked_norm import Cells, masked_instance_norm
-from girih_ssl.masking import check_blocks, draw_hidden_blocks, hidden_count, hidden_error, to_voxels
+from girih_ssl.masking import blocks_of, check_blocks, common_multiple, draw_hidden_blocks, hidden_error, to_voxels
 from girih_ssl.sparse import VisibleCells, bind, is_all_visible
 from girih_ssl.sparse_check import check_sparse
 from girih_ssl.voxel_head import VoxelHead
@@ -21,7 +20,7 @@ from girih_ssl.voxel_head import VoxelHead
 
 @dataclass(frozen=True)
 class S3DConfig:
-    """Restore hidden blocks with an encoder blind to them (SparK: Tian et al., ICLR 2023; in 3D: Wald et al., 2024)."""
+    """SparkMAE: restore hidden blocks, the encoder blind to them (Tian et al., ICLR 2023; in 3D: Wald et al., 2024)."""
 
     mask_ratio: float = 0.75
     """Share of the blocks that is hidden, in (0, 1); int(mask_ratio * blocks) of every sample."""
@@ -95,8 +94,8 @@ class S3D(nn.Module):
         config: ratio, block, decoder.
 
     Raises:
-        ValueError: `parts.patch_zyx` does not suit, see `blocks_of`; or the encoder cannot be executed sparsely, see
-            `check_sparse`.
+        ValueError: `parts.patch_zyx` does not suit, see `masking.blocks_of`; or the encoder cannot be executed
+            sparsely, see `check_sparse`.
 
     Attributes:
         requires: image and seed; `valid` is used if it is there.
@@ -115,9 +114,13 @@ class S3D(nn.Module):
         self.block_zyx = config.block_zyx
         self.masks_input = config.compat == "none"
         self.coarsest_stride = encoder.strides[-1]
-        (bz, by, bx), (sz, sy, sx) = self.block_zyx, self.coarsest_stride
-        self.patch_multiple = (math.lcm(bz, sz), math.lcm(by, sy), math.lcm(bx, sx))
-        self.blocks_of(parts.patch_zyx)  # before the dry run, whose patch is two such multiples
+        self.patch_multiple = common_multiple(self.block_zyx, self.coarsest_stride)
+        blocks_of(  # before the dry run, whose patch is two such multiples
+            parts.patch_zyx,
+            block_zyx=self.block_zyx,
+            coarsest_stride=self.coarsest_stride,
+            mask_ratio=self.mask_ratio,
+        )
         self.inner_strides = check_sparse(encoder, config.block_zyx)
         is_light = config.decoder == "light"
         self.densify = nn.ModuleList(
@@ -135,7 +138,7 @@ class S3D(nn.Module):
         """Return `loss`, and `scored`: the share of all voxels that the loss counted.
 
         Raises:
-            ValueError: see `check_batch` and `blocks_of`.
+            ValueError: see `check_batch` and `masking.blocks_of`.
         """
         hiding = self._hide(batch)
         return hidden_error(self._restore(hiding), hiding.image, hiding.hidden, batch.get("valid"))
@@ -153,25 +156,17 @@ class S3D(nn.Module):
         shown = hiding.image * ~hiding.hidden
         return {"input": hiding.image.float(), "shown": shown.float(), "output": self._restore(hiding).float()}
 
-    def blocks_of(self, patch_zyx: Triple) -> tuple[Triple, int]:
-        """Return the number of blocks along (z, y, x) and how many of them are hidden.
-
-        Raises:
-            ValueError: the patch is no multiple of `patch_multiple`, has too few blocks for `mask_ratio`, or is a
-                single cell of the encoder's coarsest map.
-        """
-        check_patch(patch_zyx, self.patch_multiple)
-        check_cells(patch_zyx, self.coarsest_stride)
-        (z, y, x), (bz, by, bx) = patch_zyx, self.block_zyx
-        grid = (z // bz, y // by, x // bx)
-        return grid, hidden_count(grid, self.mask_ratio)
-
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # one interruption of the graph, not several
     def _hide(self, batch: Batch) -> "_Hiding":
         image = check_batch(
             batch, requires=self.requires, in_channels=self.in_channels, patch_multiple=self.patch_multiple
         )
-        grid, hidden = self.blocks_of((image.shape[2], image.shape[3], image.shape[4]))
+        grid, hidden = blocks_of(
+            (image.shape[2], image.shape[3], image.shape[4]),
+            block_zyx=self.block_zyx,
+            coarsest_stride=self.coarsest_stride,
+            mask_ratio=self.mask_ratio,
+        )
         blocks = draw_hidden_blocks(batch["seed"], grid, hidden).to(image.device, non_blocking=True)
         visible = VisibleCells(~blocks, self.block_zyx, {*self.inner_strides, *self.encoder.strides})
         return _Hiding(image, to_voxels(blocks, self.block_zyx), visible, bind(self.encoder, visible))
