@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,30 +11,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from ..interfaces import Detections, Detector, Mask, Volume
-from ..ops.boxes import clip, wider_than
-from ..ops.nms import class_nms
+from .merging import MERGING, NO_CANDIDATES, Candidates, Merging, best, join, merge
 from .tiling import Triple, centre_weight, inside, read_tile, tile_grid
-
-
-@dataclass(frozen=True)
-class Merging:
-    """How the boxes of tiles and mirrors become the boxes of the volume; nnDetection's state before its sweep."""
-
-    pool: int = 1000
-    """Best boxes kept per mirror while tiles come in."""
-    score_threshold: float = 0.0
-    """A box stays if its score is greater."""
-    tile_iou: float = 0.1
-    """Overlap above which boxes of different tiles are one; the box nearer to the middle of its tile is favoured."""
-    mirror_iou: float = 0.5
-    """Overlap above which boxes of different mirrors are one; the higher score stays."""
-    min_side: float = 0.01
-    """Smallest side in voxels, after clipping to the volume."""
-    max_detections: int = 100
-    """Boxes kept per volume."""
-
-
-MERGING = Merging()
 
 
 def detect_volume(
@@ -81,50 +58,23 @@ def detect_volume(
         tiles = [start for start in tiles if np.asarray(valid[inside(start, patch_zyx, shape)]).any()]
     batches = [tiles[i : i + batch_size] for i in range(0, len(tiles), batch_size)]
     mirrors = list(itertools.product((False, True), repeat=3)) if mirror else [(False, False, False)]
-    pools = [_Pool.empty() for _ in mirrors]
+    pools = [NO_CANDIDATES for _ in mirrors]
     done = 0
     with _evaluating(detector):
         for starts, read in _read_ahead(image, batches, patch_zyx):
             images = torch.from_numpy(read).to(where)
             for i, flipped in enumerate(mirrors):
                 found = _detect(detector, images, flipped, starts, patch_zyx)
-                pools[i] = _Pool.join([pools[i], *found]).best(merging.pool)
+                pools[i] = best(join([pools[i], *found]), merging.pool)
             done += len(starts)
             if progress is not None:
                 progress(done, len(tiles))
-    return _merge(pools, shape, merging)
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """Boxes in volume coordinates, on the CPU, with the weight of their place in the tile."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    weights: Tensor
-
-    @staticmethod
-    def empty() -> "_Pool":
-        return _Pool(torch.zeros(0, 6), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-
-    @staticmethod
-    def join(pools: "Sequence[_Pool]") -> "_Pool":
-        return _Pool(
-            *(torch.cat([getattr(p, name) for p in pools]) for name in ("boxes", "scores", "labels", "weights"))
-        )
-
-    def take(self, index: Tensor) -> "_Pool":
-        return _Pool(self.boxes[index], self.scores[index], self.labels[index], self.weights[index])
-
-    def best(self, n: int) -> "_Pool":
-        """The n highest scores; ties keep the order of arrival, so cutting batch by batch equals cutting once."""
-        return self.take(self.scores.argsort(descending=True, stable=True)[:n])
+    return merge(pools, shape, merging)
 
 
 def _detect(
     detector: Detector, images: Tensor, flipped: tuple[bool, ...], starts: Sequence[Triple], patch_zyx: Triple
-) -> list[_Pool]:
+) -> list[Candidates]:
     """Detect in a batch of mirrored tiles and bring the boxes back to the volume."""
     axes = [axis for axis in range(3) if flipped[axis]]
     try:
@@ -136,7 +86,9 @@ def _detect(
         boxes = unmirror(torch.as_tensor(one["boxes"]).cpu().float(), axes, patch_zyx)
         scores, labels = torch.as_tensor(one["scores"]).cpu().float(), torch.as_tensor(one["labels"]).cpu()
         offset = torch.tensor((*start, *start), dtype=torch.float32)
-        pools.append(_Pool(boxes + offset, scores, labels, centre_weight(boxes, patch_zyx)))
+        pools.append(
+            Candidates(boxes=boxes + offset, scores=scores, labels=labels, weights=centre_weight(boxes, patch_zyx))
+        )
     return pools
 
 
@@ -146,19 +98,6 @@ def unmirror(boxes: Float[Tensor, "n 6"], axes: Sequence[int], patch_zyx: Triple
     for axis in axes:
         boxes[:, [axis, axis + 3]] = patch_zyx[axis] - boxes[:, [axis + 3, axis]]
     return boxes
-
-
-def _merge(pools: Sequence[_Pool], shape: Triple, merging: Merging) -> Detections:
-    merged = []
-    for pool in pools:
-        pool = _Pool(clip(pool.boxes, shape), pool.scores, pool.labels, pool.weights)
-        pool = pool.take(wider_than(pool.boxes, merging.min_side) & (pool.scores > merging.score_threshold))
-        rank = pool.scores * pool.weights
-        kept = class_nms(pool.boxes, rank, pool.labels, merging.tile_iou, merging.max_detections)
-        merged.append(pool.take(kept))
-    final = _Pool.join(merged)
-    final = final.take(class_nms(final.boxes, final.scores, final.labels, merging.mirror_iou, merging.max_detections))
-    return {"boxes": final.boxes.numpy(), "scores": final.scores.numpy(), "labels": final.labels.numpy()}
 
 
 def _read_ahead(
