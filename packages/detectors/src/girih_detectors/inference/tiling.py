@@ -17,7 +17,8 @@ def tile_starts(length: int, patch: int, overlap: float) -> list[int]:
     """Return the first voxel of every tile along one axis: evenly spaced, the first and last flush with the borders.
 
     ceil((length - patch) / stride) + 1 tiles with stride = patch - int(overlap * patch): the fewest whose neighbours
-    share at least the overlap. An axis shorter than the patch has one tile, centred, with a negative start.
+    share at least the overlap. Tiles of a mirrored axis are the mirrored tiles, but for the middle one where it would
+    start at half a voxel. An axis shorter than the patch has one tile, centred, with a negative start.
 
     Raises:
         ValueError: a length below 1 or an overlap outside [0, 1).
@@ -31,7 +32,8 @@ def tile_starts(length: int, patch: int, overlap: float) -> list[int]:
         return [-(-span // 2)]
     stride = max(1, patch - int(overlap * patch))
     steps = math.ceil(span / stride)
-    return [(2 * i * span + steps) // (2 * steps) for i in range(steps + 1)]  # i * span / steps, rounded
+    first_half = [(2 * i * span + steps) // (2 * steps) for i in range(steps // 2 + 1)]  # i * span / steps, rounded
+    return first_half + [span - start for start in reversed(first_half[: (steps + 1) // 2])]
 
 
 def tile_grid(shape_zyx: Triple, patch_zyx: Triple, overlap: float) -> list[Triple]:
@@ -47,13 +49,28 @@ def inside(start: Triple, patch_zyx: Triple, shape_zyx: Triple) -> tuple[slice, 
 
 
 def read_tile(image: Volume, start: Triple, patch_zyx: Triple) -> Float32[np.ndarray, "c z y x"]:
-    """Return one tile; what lies outside the image is 0, as the padding of training patches."""
-    channels, *shape = image.shape
-    part = inside(start, patch_zyx, (shape[0], shape[1], shape[2]))
-    tile = np.zeros((channels, *patch_zyx), dtype=np.float32)
-    target = tuple(slice(p.start - s, p.stop - s) for p, s in zip(part, start, strict=True))
-    tile[(slice(None), *target)] = image[(slice(0, channels), *part)]
+    """Return one tile; what lies outside the image is 0, as the padding of training patches.
+
+    Raises:
+        ValueError: the image returns another shape than its slices ask for.
+    """
+    tile = np.empty((image.shape[0], *patch_zyx), dtype=np.float32)
+    fill_tile(tile, image, start)
     return tile
+
+
+def fill_tile(tile: Float32[np.ndarray, "c z y x"], image: Volume, start: Triple) -> None:
+    """Write the part of the image that starts at `start` into `tile`, as `read_tile` returns it."""
+    channels, *patch = tile.shape
+    z, y, x = image.shape[1:]
+    part = inside(start, (patch[0], patch[1], patch[2]), (z, y, x))
+    wanted = (channels, *(p.stop - p.start for p in part))
+    if wanted != tile.shape:
+        tile[...] = 0
+    voxels = image[(slice(0, channels), *part)]
+    if tuple(voxels.shape) != wanted:  # numpy would stretch an axis of 1
+        raise ValueError(f"the image returned {tuple(voxels.shape)} voxels, wanted {wanted}")
+    tile[(slice(None), *(slice(p.start - s, p.stop - s) for p, s in zip(part, start, strict=True)))] = voxels
 
 
 def centre_weight(boxes: Float[Tensor, "n 6"], patch_zyx: Triple) -> Float[Tensor, " n"]:

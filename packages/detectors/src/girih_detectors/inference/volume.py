@@ -2,21 +2,25 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..interfaces import Detections, Detector, Mask, Volume
 from .merging import MERGING, NO_CANDIDATES, Candidates, Merging, best, join, merge
-from .tiling import Triple, centre_weight, inside, read_tile, tile_grid
+from .reading import read_batches, tiles_with
+from .tiling import Triple, centre_weight, tile_grid
+
+MIRRORINGS = tuple(
+    tuple(axis for axis in range(3) if flipped[axis]) for flipped in itertools.product((False, True), repeat=3)
+)
+"""Axes (0 = z) along which a tile is flipped: none first, then z, y and x as the digits of a binary number count."""
 
 
 def detect_volume(
-    detector: Detector,
+    detector: Detector | Sequence[Detector],
     image: Volume,
     *,
     patch_zyx: Triple,
@@ -30,66 +34,125 @@ def detect_volume(
 ) -> Detections:
     """Return the detections in a volume of any size, as numpy, in voxel edges of the volume.
 
-    Only tiles are read from `image`, the next batch while the network works on this one. The answer does not depend on
-    `batch_size`. Precision is the caller's: wrap the call in torch.autocast.
+    Only tiles are read from `image`, the next ones while the network works; memory does not grow with their number. The
+    answer does not depend on `batch_size`. Precision is the caller's: wrap the call in torch.autocast.
 
     Args:
-        detector: put into evaluation mode for the call.
-        image: (c, z, y, x) with `shape`, and `[4 in-bounds slices]` giving float32 arrays.
+        detector: put into evaluation mode for the call. Several are an ensemble: every tile is read once for all, and
+            their boxes are merged.
+        image: (c, z, y, x) with `shape`, and `[4 in-bounds slices]` giving float32 arrays; read from several threads.
         patch_zyx: tile in voxels; smaller volumes are padded with 0 on both sides.
         overlap: share of the tile that neighbours have in common, at least.
         mirror: detect in all eight mirrorings of every tile and merge.
         batch_size: tiles at once.
-        device: the detector is moved there; None leaves it where it is.
-        valid: bool (z, y, x), sliceable; tiles without a True voxel are skipped.
+        device: the detectors are moved there; None leaves them where they are.
+        valid: bool (z, y, x), sliceable; tiles without a True voxel are skipped. It says nothing of boxes.
         merging: how boxes are merged.
         progress: called with (tiles done, all tiles) after each batch.
 
     Raises:
-        ValueError: an image or mask of another shape, a bad overlap, a patch the detector does not take, or output that
-            is not finite (naming the tiles).
+        ValueError: an image or mask of another shape, a bad overlap, detectors of different classes, a patch that a
+            detector does not take; naming the tiles: a tile that cannot be read, output that is not finite.
     """
-    shape = _check(image, valid, batch_size)
-    if device is not None and isinstance(detector, nn.Module):
-        detector.to(device)
-    where = next(detector.parameters()).device
+    candidates = collect(
+        detector,
+        image,
+        patch_zyx=patch_zyx,
+        overlap=overlap,
+        mirror=mirror,
+        batch_size=batch_size,
+        device=device,
+        valid=valid,
+        pool=merging.pool,
+        progress=progress,
+    )
+    z, y, x = image.shape[1:]
+    return merge(candidates, (z, y, x), merging)
+
+
+def collect(
+    detectors: Detector | Sequence[Detector],
+    image: Volume,
+    *,
+    patch_zyx: Triple,
+    overlap: float = 0.5,
+    mirror: bool = True,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    valid: Mask | None = None,
+    pool: int = MERGING.pool,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Candidates]:
+    """Return what `detect_volume` merges: the boxes of all tiles, for each model and each mirroring of it.
+
+    Kept as they are, they can be merged again in other ways without a network.
+
+    Args:
+        detectors: one, or several that read every tile once together.
+        image: (c, z, y, x), as in `detect_volume`.
+        patch_zyx: tile in voxels.
+        overlap: share of the tile that neighbours have in common, at least.
+        mirror: detect in all eight mirrorings of every tile.
+        batch_size: tiles at once.
+        device: the detectors are moved there; None leaves them where they are.
+        valid: bool (z, y, x); tiles without a True voxel are skipped.
+        pool: best boxes kept for each model and mirroring.
+        progress: called with (tiles done, all tiles) after each batch.
+
+    Returns:
+        For the first model all mirrorings in the order of `MIRRORINGS` (without `mirror` one), then the next model.
+
+    Raises:
+        ValueError: as `detect_volume`.
+    """
+    models = list(detectors) if isinstance(detectors, Sequence) else [detectors]
+    shape = _check(models, image, patch_zyx, batch_size, pool)
+    devices = [_device(model, device) for model in models]
     tiles = tile_grid(shape, patch_zyx, overlap)
     if valid is not None:
-        tiles = [start for start in tiles if np.asarray(valid[inside(start, patch_zyx, shape)]).any()]
-    batches = [tiles[i : i + batch_size] for i in range(0, len(tiles), batch_size)]
-    mirrors = list(itertools.product((False, True), repeat=3)) if mirror else [(False, False, False)]
-    pools = [NO_CANDIDATES for _ in mirrors]
+        if tuple(valid.shape) != shape:
+            raise ValueError(f"valid has shape {tuple(valid.shape)}, the image {shape}")
+        tiles = tiles_with(valid, tiles, patch_zyx)
+    mirrorings = MIRRORINGS if mirror else MIRRORINGS[:1]
+    pools = [NO_CANDIDATES for _ in models for _ in mirrorings]
     done = 0
-    with _evaluating(detector):
-        for starts, read in _read_ahead(image, batches, patch_zyx):
-            images = torch.from_numpy(read).to(where)
-            for i, flipped in enumerate(mirrors):
-                found = _detect(detector, images, flipped, starts, patch_zyx)
-                pools[i] = best(join([pools[i], *found]), merging.pool)
+    pin = any(where.type == "cuda" for where in devices)
+    reading = read_batches(image, tiles, patch_zyx, batch_size, pin=pin)
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(_evaluating(model))
+        stack.enter_context(torch.no_grad())
+        for starts, voxels in stack.enter_context(closing(reading)):
+            on = {where: voxels.to(where, non_blocking=True) for where in set(devices)}
+            for i, (n, axes) in enumerate(itertools.product(range(len(models)), mirrorings)):
+                try:
+                    found = _detect(models[n], on[devices[n]], axes, starts)
+                except ValueError as error:
+                    who = f"model {n + 1} of {len(models)}, " if len(models) > 1 else ""
+                    raise ValueError(f"{who}tiles starting at {list(starts)} (z, y, x): {error}") from error
+                pools[i] = best(join([pools[i], found]), pool)
             done += len(starts)
             if progress is not None:
                 progress(done, len(tiles))
-    return merge(pools, shape, merging)
-
-
-def _detect(
-    detector: Detector, images: Tensor, flipped: tuple[bool, ...], starts: Sequence[Triple], patch_zyx: Triple
-) -> list[Candidates]:
-    """Detect in a batch of mirrored tiles and bring the boxes back to the volume."""
-    axes = [axis for axis in range(3) if flipped[axis]]
-    try:
-        found = detector.detect(images.flip([axis + 2 for axis in axes]))
-    except ValueError as error:
-        raise ValueError(f"tiles starting at {list(starts)} (z, y, x): {error}") from error
-    pools = []
-    for start, one in zip(starts, found, strict=True):
-        boxes = unmirror(torch.as_tensor(one["boxes"]).cpu().float(), axes, patch_zyx)
-        scores, labels = torch.as_tensor(one["scores"]).cpu().float(), torch.as_tensor(one["labels"]).cpu()
-        offset = torch.tensor((*start, *start), dtype=torch.float32)
-        pools.append(
-            Candidates(boxes=boxes + offset, scores=scores, labels=labels, weights=centre_weight(boxes, patch_zyx))
-        )
     return pools
+
+
+def _detect(model: Detector, images: Tensor, axes: Sequence[int], starts: Sequence[Triple]) -> Candidates:
+    """Detect in a batch of tiles, flipped along these axes, and bring the boxes back to the volume, on the CPU."""
+    found = model.detect(images.flip([axis + 2 for axis in axes]) if axes else images)
+    if len(found) != len(images):
+        raise ValueError(f"the detector returned {len(found)} results for {len(images)} images")
+    # one transfer for the batch: from a GPU each has to be waited for
+    boxes = torch.cat([torch.as_tensor(one["boxes"]) for one in found]).to("cpu", torch.float32)
+    scores = torch.cat([torch.as_tensor(one["scores"]) for one in found]).to("cpu", torch.float32)
+    labels = torch.cat([torch.as_tensor(one["labels"]) for one in found]).to("cpu", torch.int64)
+    if not bool(torch.isfinite(boxes).all() & torch.isfinite(scores).all()):
+        raise ValueError("the detector returned boxes or scores that are not finite")
+    z, y, x = images.shape[2:]
+    boxes = unmirror(boxes, axes, (z, y, x))
+    lengths = torch.tensor([len(one["scores"]) for one in found])
+    offset = torch.tensor(starts, dtype=torch.float32).repeat(1, 2).repeat_interleave(lengths, dim=0)
+    return Candidates(boxes=boxes + offset, scores=scores, labels=labels, weights=centre_weight(boxes, (z, y, x)))
 
 
 def unmirror(boxes: Float[Tensor, "n 6"], axes: Sequence[int], patch_zyx: Triple) -> Float[Tensor, "n 6"]:
@@ -98,22 +161,6 @@ def unmirror(boxes: Float[Tensor, "n 6"], axes: Sequence[int], patch_zyx: Triple
     for axis in axes:
         boxes[:, [axis, axis + 3]] = patch_zyx[axis] - boxes[:, [axis + 3, axis]]
     return boxes
-
-
-def _read_ahead(
-    image: Volume, batches: Sequence[Sequence[Triple]], patch_zyx: Triple
-) -> Iterator[tuple[Sequence[Triple], Float32[np.ndarray, "b c z y x"]]]:
-    def read(starts: Sequence[Triple]) -> np.ndarray:
-        return np.stack([read_tile(image, start, patch_zyx) for start in starts])
-
-    with ThreadPoolExecutor(1, thread_name_prefix="tiles") as thread:
-        upcoming = thread.submit(read, batches[0]) if batches else None
-        for i, starts in enumerate(batches):
-            if upcoming is None:
-                return
-            tiles = upcoming.result()
-            upcoming = thread.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
-            yield starts, tiles
 
 
 @contextmanager
@@ -130,12 +177,25 @@ def _evaluating(detector: Detector) -> Iterator[None]:
         detector.train(was_training)
 
 
-def _check(image: Volume, valid: Mask | None, batch_size: int) -> Triple:
+def _device(model: Detector, device: torch.device | str | None) -> torch.device:
+    """Where the model takes its images, after it was moved if that is asked for."""
+    if device is not None and isinstance(model, nn.Module):
+        model.to(device)
+    return next((parameter.device for parameter in model.parameters()), torch.device(device or "cpu"))
+
+
+def _check(models: Sequence[Detector], image: Volume, patch_zyx: Triple, batch_size: int, pool: int) -> Triple:
+    if len(models) == 0:
+        raise ValueError("no detector, wanted at least one")
+    for n, model in enumerate(models):
+        if tuple(model.classes) != tuple(models[0].classes):
+            raise ValueError(f"model {n + 1} has the classes {model.classes}, the first one {models[0].classes}")
     if len(image.shape) != 4 or min(image.shape) < 1:
         raise ValueError(f"image has shape {tuple(image.shape)}, wanted (c, z, y, x) without an empty axis")
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    if valid is not None and tuple(valid.shape) != shape:
-        raise ValueError(f"valid has shape {tuple(valid.shape)}, the image {shape}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
-    return shape
+    if len(patch_zyx) != 3:
+        raise ValueError(f"patch_zyx is {patch_zyx}, wanted three sides")
+    for name, value in (("batch_size", batch_size), ("pool", pool)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, wanted at least 1")
+    _, z, y, x = image.shape
+    return z, y, x
