@@ -1,0 +1,116 @@
+"""The boxes of one case, checked: the content of a file of the schema girih-detections/1.
+
+`detections.schema.json` and `truth.schema.json` beside this file say in JSON Schema what such files hold.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+SCHEMA = "girih-detections/1"
+CASE_ID = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")
+"""A case id names files."""
+
+
+@dataclass(frozen=True)
+class CaseBoxes:
+    """Boxes found in one scan, on the scan's own grid; row k is row k of the JSON file."""
+
+    case_id: str
+    classes: tuple[str, ...]
+    shape_zyx: tuple[int, int, int]
+    affine: Float64[np.ndarray, "4 4"]
+    """Voxel-centre index (x, y, z) -> RAS mm."""
+    boxes: Float64[np.ndarray, "n 6"]
+    """(z0, y0, x0, z1, y1, x1), voxel edges: edge e lies at index e - 0.5. They may reach out of the grid."""
+    boxes_ras_mm: Float64[np.ndarray, "n 6"]
+    """The hull (x0, y0, z0, x1, y1, z1) of each box in patient space."""
+    scores: Float64[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+
+    @property
+    def spacing_xyz_mm(self) -> Float64[np.ndarray, "3"]:
+        """Size of a voxel along its own axes."""
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0))
+
+
+def case_boxes(detections: Mapping[str, Any], where: str) -> CaseBoxes:
+    """Return the boxes of `detections`, checked; `where` names their origin in the error.
+
+    Raises:
+        ValueError: another schema, a case id that cannot name a file, a field that is missing or of another shape,
+            numbers that are not finite, a box with a negative side, a label without a class, a singular affine.
+    """
+    if detections.get("schema") != SCHEMA:
+        raise ValueError(f"{where}: schema is {detections.get('schema')!r}, wanted {SCHEMA!r}")
+    case_id, classes = _get(detections, where, "case_id"), _get(detections, where, "classes")
+    if not isinstance(case_id, str) or not CASE_ID.fullmatch(case_id):
+        raise ValueError(f"{where}: case_id is {case_id!r}, wanted text that can name a file")
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"{where}: classes is {classes!r}, wanted a list of names")
+    n = len(_get(detections, where, "scores"))
+    z, y, x = _whole(_numbers(detections, where, "shape_zyx", (3,)), where, "shape_zyx", 1, 2**31 - 1).tolist()
+    affine = _numbers(detections, where, "affine", (4, 4))
+    if np.linalg.det(affine[:3, :3]) == 0 or affine[3].tolist() != [0, 0, 0, 1]:
+        raise ValueError(f"{where}: affine is {affine.tolist()}, wanted one that can be inverted")
+    boxes = _numbers(detections, where, "boxes", (n, 6))
+    if (bad := (boxes[:, 3:] < boxes[:, :3]).any(axis=1)).any():
+        row = int(bad.argmax())
+        raise ValueError(f"{where}: boxes row {row} is {boxes[row].tolist()}, wanted z0 <= z1, y0 <= y1, x0 <= x1")
+    return CaseBoxes(
+        case_id=case_id,
+        classes=tuple(classes),
+        shape_zyx=(z, y, x),
+        affine=affine,
+        boxes=boxes,
+        boxes_ras_mm=_numbers(detections, where, "boxes_ras_mm", (n, 6)),
+        scores=_numbers(detections, where, "scores", (n,)),
+        labels=_whole(_numbers(detections, where, "labels", (n,)), where, "labels", 0, len(classes) - 1),
+    )
+
+
+def read_schema(kind: Literal["detections", "truth"]) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the files that hold detections, or of those that hold the truth.
+
+    It cannot say that boxes, scores and labels are of one length, or that a label has a class; writers check that.
+    """
+    text = files("girih.outputs").joinpath(f"{kind}.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def _get(detections: Mapping[str, Any], where: str, name: str) -> Any:
+    if name not in detections:
+        raise ValueError(f"{where}: {name} is missing, found {sorted(detections)}")
+    return detections[name]
+
+
+def _numbers(detections: Mapping[str, Any], where: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    value = _get(detections, where, name)
+    wanted = f"wanted finite numbers of shape {shape}, one row per score"
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} is ragged, {wanted}") from error
+    if found.size == 0 and shape[0] == 0 and len(found) == 0:
+        return np.zeros(shape)
+    if found.shape != shape or found.dtype.kind not in "iuf":
+        raise ValueError(f"{where}: {name} has shape {found.shape} of {found.dtype}, {wanted}")
+    if not np.isfinite(found).all():
+        row = int(np.argwhere(~np.isfinite(found))[0, 0])
+        raise ValueError(f"{where}: {name} row {row} is {found[row].tolist()}, {wanted}")
+    return found.astype(np.float64)
+
+
+def _whole(values: np.ndarray, where: str, name: str, low: int, high: int) -> Int64[np.ndarray, " n"]:
+    bad = (values != np.round(values)) | (values < low) | (values > high)
+    if bad.any():
+        found = values[bad][0]
+        raise ValueError(f"{where}: {name} has {found:g}, wanted whole numbers from {low} to {high}")
+    return values.astype(np.int64)
