@@ -10,7 +10,17 @@ from .heads import BoxHead, ClassHead, SegmentationHead
 from .inference import Merging, detect_volume, restore
 from .interfaces import Detections, Detector, Mask, Pyramid, Target, Volume
 from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
-from .ops import class_nms, clip, giou, iou, pairwise_giou, pairwise_iou, volume
+from .ops import (
+    class_nms,
+    clip,
+    giou,
+    iou,
+    pairwise_giou,
+    pairwise_iou,
+    volume,
+    weighted_box_clustering,
+    weighted_nms,
+)
 from .parameter_groups import parameter_groups
 from .postprocess import PostProcessing, select_detections
 from .retina_unet import RetinaUNet
@@ -55,4 +65,6 @@ __all__ = [
     "sigmoid_focal_loss",
     "smooth_l1",
     "volume",
+    "weighted_box_clustering",
+    "weighted_nms",
 ]

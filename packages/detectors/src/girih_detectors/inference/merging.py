@@ -1,15 +1,19 @@
 """From the boxes of tiles, mirrors and models to the boxes of a volume."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
 from ..interfaces import Detections
 from ..ops.boxes import clip, wider_than
-from ..ops.nms import class_nms
+from ..ops.clustering import weighted_box_clustering
+from ..ops.nms import class_nms, weighted_nms
+
+TileNms = Literal["weighted", "plain"]
 
 
 class Candidates(TypedDict):
@@ -32,43 +36,94 @@ NO_CANDIDATES = Candidates(
 
 @dataclass(frozen=True)
 class Merging:
-    """How the boxes of tiles and mirrors become the boxes of the volume; nnDetection's state before its sweep."""
+    """How the boxes of tiles, mirrors and models become the boxes of the volume.
+
+    The defaults are nnDetection's before its sweep. `dataclasses.asdict` makes JSON of it, `Merging(**json)` takes it.
+
+    Raises:
+        ValueError: a value of another kind or out of its range.
+    """
 
     pool: int = 1000
-    """Best boxes kept per mirror while tiles come in."""
-    score_threshold: float = 0.0
-    """A box stays if its score is greater."""
+    """Best boxes that are considered: per model and mirroring over its tiles, then of all these together."""
+    tile_nms: TileNms = "weighted"
+    """What decides between the boxes of different tiles: the score times the weight of the place in the tile, after
+    which all boxes weigh the same, or the plain score; then the weights count when models and mirrors are merged."""
     tile_iou: float = 0.1
-    """Overlap above which boxes of different tiles are one; the box nearer to the middle of its tile is favoured."""
-    mirror_iou: float = 0.5
-    """Overlap above which boxes of different mirrors are one; the higher score stays."""
+    """Overlap above which boxes of different tiles are one."""
+    score_threshold: float = 0.0
+    """A box of a tile is considered if its score is greater."""
     min_side: float = 0.01
     """Smallest side in voxels, after clipping to the volume."""
+    ensemble_iou: float = 0.5
+    """Overlap above which boxes of different models and mirrors are one."""
+    ensemble_score_threshold: float = 0.0
+    """A box of the volume stays if its score is greater."""
     max_detections: int = 100
-    """Boxes kept per volume."""
+    """Boxes kept per model and mirroring, and per volume."""
+
+    def __post_init__(self) -> None:
+        for name in ("pool", "max_detections"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, wanted an integer of 1 or more")
+        for name in ("tile_iou", "ensemble_iou"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, wanted a number in 0..1")
+        for name in ("score_threshold", "ensemble_score_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}, wanted a number of at least 0 and less than 1")
+        if not isinstance(self.min_side, (int, float)) or not 0 <= self.min_side < math.inf:
+            raise ValueError(f"min_side is {self.min_side!r}, wanted a number of 0 or more")
+        if self.tile_nms not in get_args(TileNms):
+            raise ValueError(f"tile_nms is {self.tile_nms!r}, wanted one of {', '.join(get_args(TileNms))}")
 
 
 MERGING = Merging()
 
 
 def merge(candidates: Sequence[Candidates], shape_zyx: tuple[int, int, int], merging: Merging = MERGING) -> Detections:
-    """Return the detections of a volume, as numpy, from the candidates of every model and mirroring."""
-    merged = []
-    for pool in candidates:
-        pool = Candidates(
-            boxes=clip(pool["boxes"], shape_zyx),
-            scores=pool["scores"],
-            labels=pool["labels"],
-            weights=pool["weights"],
-        )
-        pool = take(pool, wider_than(pool["boxes"], merging.min_side) & (pool["scores"] > merging.score_threshold))
-        rank = pool["scores"] * pool["weights"]
-        kept = class_nms(pool["boxes"], rank, pool["labels"], merging.tile_iou, merging.max_detections)
-        merged.append(take(pool, kept))
-    final = join(merged)
-    kept = class_nms(final["boxes"], final["scores"], final["labels"], merging.mirror_iou, merging.max_detections)
-    final = take(final, kept)
-    return {"boxes": final["boxes"].numpy(), "scores": final["scores"].numpy(), "labels": final["labels"].numpy()}
+    """Return the detections of a volume, as numpy, from the candidates of every model and mirroring.
+
+    An object is expected in each of them. One set alone keeps its boxes to the bit, unless `ensemble_iou` is less than
+    `tile_iou`, which clusters what the tiles left apart.
+
+    Raises:
+        ValueError: no candidates at all: wanted one set, maybe an empty one, per model and mirroring.
+    """
+    return merge_sets([merge_tiles(one, shape_zyx, merging) for one in candidates], merging)
+
+
+def merge_tiles(candidates: Candidates, shape_zyx: tuple[int, int, int], merging: Merging) -> Candidates:
+    """Return what one model in one mirroring found in the volume; `weights` are those for `merge_sets`."""
+    pool = best(candidates, merging.pool)
+    pool["boxes"] = clip(pool["boxes"], shape_zyx)
+    pool = take(pool, wider_than(pool["boxes"], merging.min_side) & (pool["scores"] > merging.score_threshold))
+    boxes, scores, labels, weights = pool["boxes"], pool["scores"], pool["labels"], pool["weights"]
+    if merging.tile_nms == "plain":
+        return take(pool, class_nms(boxes, scores, labels, merging.tile_iou, merging.max_detections))
+    pool["weights"] = torch.ones_like(weights)
+    return take(pool, weighted_nms(boxes, scores, labels, weights, merging.tile_iou, merging.max_detections))
+
+
+def merge_sets(sets: Sequence[Candidates], merging: Merging) -> Detections:
+    """Return the detections, as numpy, that the models and mirrorings agree on; each is one of `merge_tiles`."""
+    if not sets:
+        raise ValueError("no candidates to merge, wanted one set, maybe an empty one, per model and mirroring")
+    pool = best(join(sets), merging.pool)
+    found = weighted_box_clustering(
+        pool["boxes"],
+        pool["scores"],
+        pool["labels"],
+        pool["weights"],
+        merging.ensemble_iou,
+        expected=len(sets),
+        score_threshold=merging.ensemble_score_threshold,
+    )
+    boxes, scores, labels = (part[: merging.max_detections].numpy() for part in found)
+    return {"boxes": boxes, "scores": scores, "labels": labels}
 
 
 def join(pools: Sequence[Candidates]) -> Candidates:

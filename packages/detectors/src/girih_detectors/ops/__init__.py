@@ -1,6 +1,17 @@
-"""Geometry and suppression of boxes: plain torch on any device, Triton kernels beside it for CUDA."""
+"""Geometry, suppression and clustering of boxes: plain torch on any device, Triton kernels beside it for CUDA."""
 
 from .boxes import clip, giou, iou, pairwise_giou, pairwise_iou, volume
-from .nms import class_nms
+from .clustering import weighted_box_clustering
+from .nms import class_nms, weighted_nms
 
-__all__ = ["class_nms", "clip", "giou", "iou", "pairwise_giou", "pairwise_iou", "volume"]
+__all__ = [
+    "class_nms",
+    "clip",
+    "giou",
+    "iou",
+    "pairwise_giou",
+    "pairwise_iou",
+    "volume",
+    "weighted_box_clustering",
+    "weighted_nms",
+]

@@ -78,6 +78,47 @@ def class_nms(
     return order[ranks]
 
 
+@torch.no_grad()
+def weighted_nms(
+    boxes: Float[Tensor, "n 6"],
+    scores: Float[Tensor, " n"],
+    labels: Int64[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    iou_threshold: float,
+    max_keep: int | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Int64[Tensor, " kept"]:
+    """Return the indices of the boxes that stay, by descending score * weight; ties by index.
+
+    `class_nms` in which a box counts as much as it is trusted: of two tiles that show an object, the one that has it
+    nearer to its middle gives the box. A box keeps its own score. Arguments and errors are those of `class_nms`.
+
+    Raises:
+        ValueError: also if there are not as many weights as scores.
+    """
+    if len(weights) != len(scores):
+        raise ValueError(f"{len(scores)} scores and {len(weights)} weights, wanted as many of each")
+    return class_nms(boxes, scores * weights, labels, iou_threshold, max_keep, backend=backend)
+
+
+@torch.no_grad()
+def suppressor(
+    boxes: Float[Tensor, "n 6"], labels: Int64[Tensor, " n"], kept: Int64[Tensor, " kept"], iou_threshold: float
+) -> Int64[Tensor, " n"]:
+    """Return for every box the row of `kept`, an answer of `class_nms`, by which it fell; its own if it stayed."""
+    row = torch.zeros_like(labels)
+    row[kept] = torch.arange(len(kept), device=row.device)
+    fallen = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, kept, False).nonzero()[:, 0]
+    threshold = float(np.float32(iou_threshold))
+    corners = boxes.to(torch.float32).T.contiguous()
+    table = torch.cat([corners, volume(corners.T)[None]])
+    for start in range(0, len(fallen), BLOCK):
+        some = fallen[start : start + BLOCK]
+        row[some] = _suppresses(table, labels, kept, some, threshold).to(torch.uint8).argmax(0)  # the first of equals
+    return row
+
+
 def _runs_on_triton(backend: str, device: torch.device) -> bool:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, wanted one of {', '.join(BACKENDS)}")
@@ -131,7 +172,7 @@ def _greedy(
 
 
 def _suppresses(
-    table: Tensor, labels: Tensor, rows: slice | Tensor, columns: slice, threshold: float
+    table: Tensor, labels: Tensor, rows: slice | Tensor, columns: slice | Tensor, threshold: float
 ) -> Bool[Tensor, "rows columns"]:
     """IoU > threshold within a class, as `boxes.iou` rounds it, in three buffers that are written over."""
     row, column = table[:, rows, None], table[:, None, columns]
