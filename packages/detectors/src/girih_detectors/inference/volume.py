@@ -124,43 +124,55 @@ def collect(
         stack.enter_context(torch.no_grad())
         for starts, voxels in stack.enter_context(closing(reading)):
             on = {where: voxels.to(where, non_blocking=True) for where in set(devices)}
-            for i, (n, axes) in enumerate(itertools.product(range(len(models)), mirrorings)):
+            for n, (model, where) in enumerate(zip(models, devices, strict=True)):
                 try:
-                    found = _detect(models[n], on[devices[n]], axes, starts)
+                    found = _detect(model, on[where], mirrorings, starts)
                 except ValueError as error:
                     who = f"model {n + 1} of {len(models)}, " if len(models) > 1 else ""
                     raise ValueError(f"{who}tiles starting at {list(starts)} (z, y, x): {error}") from error
-                pools[i] = best(join([pools[i], found]), pool)
+                for i, new in enumerate(found, n * len(mirrorings)):
+                    pools[i] = best(join([pools[i], new]), pool)
             done += len(starts)
             if progress is not None:
                 progress(done, len(tiles))
     return pools
 
 
-def _detect(model: Detector, images: Tensor, axes: Sequence[int], starts: Sequence[Triple]) -> Candidates:
-    """Detect in a batch of tiles, flipped along these axes, and bring the boxes back to the volume, on the CPU."""
-    found = model.detect(images.flip([axis + 2 for axis in axes]) if axes else images)
-    if len(found) != len(images):
-        raise ValueError(f"the detector returned {len(found)} results for {len(images)} images")
-    # one transfer for the batch: from a GPU each has to be waited for
+def _detect(
+    model: Detector, images: Tensor, mirrorings: Sequence[Sequence[int]], starts: Sequence[Triple]
+) -> list[Candidates]:
+    """Detect in every mirroring of a batch of tiles and bring the boxes back to the volume, on the CPU."""
+    found: list[Detections] = []
+    for axes in mirrorings:
+        of_batch = model.detect(images.flip([axis + 2 for axis in axes]) if axes else images)
+        if len(of_batch) != len(images):
+            raise ValueError(f"the detector returned {len(of_batch)} results for {len(images)} images")
+        found += of_batch
+    # all at once: each transfer from a GPU has to be waited for, each small operation costs as much as a large one
     boxes = torch.cat([torch.as_tensor(one["boxes"]) for one in found]).to("cpu", torch.float32)
     scores = torch.cat([torch.as_tensor(one["scores"]) for one in found]).to("cpu", torch.float32)
     labels = torch.cat([torch.as_tensor(one["labels"]) for one in found]).to("cpu", torch.int64)
     if not bool(torch.isfinite(boxes).all() & torch.isfinite(scores).all()):
         raise ValueError("the detector returned boxes or scores that are not finite")
+    of_tile = [len(one["scores"]) for one in found]
+    of_mirroring = [sum(of_tile[i : i + len(starts)]) for i in range(0, len(of_tile), len(starts))]
     z, y, x = images.shape[2:]
-    boxes = unmirror(boxes, axes, (z, y, x))
-    lengths = torch.tensor([len(one["scores"]) for one in found])
-    offset = torch.tensor(starts, dtype=torch.float32).repeat(1, 2).repeat_interleave(lengths, dim=0)
-    return Candidates(boxes=boxes + offset, scores=scores, labels=labels, weights=centre_weight(boxes, (z, y, x)))
+    pairs = zip(boxes.split(of_mirroring), mirrorings, strict=True)
+    boxes = torch.cat([unmirror(some, axes, (z, y, x)) for some, axes in pairs])
+    weights = centre_weight(boxes, (z, y, x))
+    offsets = torch.tensor(starts, dtype=torch.float32).repeat(len(mirrorings), 2)
+    boxes = boxes + offsets.repeat_interleave(torch.tensor(of_tile), dim=0)
+    columns = (column.split(of_mirroring) for column in (boxes, scores, labels, weights))
+    return [Candidates(boxes=b, scores=s, labels=k, weights=w) for b, s, k, w in zip(*columns, strict=True)]
 
 
 def unmirror(boxes: Float[Tensor, "n 6"], axes: Sequence[int], patch_zyx: Triple) -> Float[Tensor, "n 6"]:
     """Return the boxes of a tile that was flipped along these axes (0 = z) as boxes of the tile itself."""
-    boxes = boxes.clone()
+    flipped = boxes.clone()
     for axis in axes:
-        boxes[:, [axis, axis + 3]] = patch_zyx[axis] - boxes[:, [axis + 3, axis]]
-    return boxes
+        flipped[:, axis] = patch_zyx[axis] - boxes[:, axis + 3]
+        flipped[:, axis + 3] = patch_zyx[axis] - boxes[:, axis]
+    return flipped
 
 
 @contextmanager
