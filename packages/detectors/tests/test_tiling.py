@@ -43,6 +43,31 @@ def test_every_voxel_is_covered_and_neighbours_overlap(length, patch, overlap) -
     assert steps.max() - steps.min() <= 1
 
 
+@given(st.integers(1, 400), st.integers(1, 130), st.floats(0, 0.95))
+def test_a_mirrored_axis_has_the_mirrored_tiles(length, patch, overlap) -> None:
+    starts = tile_starts(length, patch, overlap)
+    mirrored = [length - patch - start for start in reversed(starts)]
+    middle = len(starts) // 2
+    if (length - patch) % 2 and len(starts) % 2:  # it would start at half a voxel
+        assert abs(starts.pop(middle) - mirrored.pop(middle)) == 1
+    assert starts == mirrored
+
+
+@given(st.tuples(*[st.integers(1, 24)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.8))
+def test_every_voxel_of_a_volume_is_covered(shape, patch, overlap) -> None:
+    covered = np.zeros(shape, dtype=int)
+    grid = tile_grid(shape, patch, overlap)
+    for start in grid:
+        covered[tuple(slice(max(0, s), s + p) for s, p in zip(start, patch, strict=True))] += 1
+    counts = []
+    for n, p in zip(shape, patch, strict=True):
+        starts = tile_starts(n, p, overlap)
+        counts.append([sum(s <= i < s + p for s in starts) for i in range(n)])
+    assert covered.min() >= 1
+    assert np.array_equal(covered, np.einsum("i,j,k->ijk", *counts))
+    assert len(set(grid)) == len(grid)
+
+
 def test_bad_lengths_and_overlaps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"overlap is 1\.0"):
         tile_starts(10, 4, 1.0)
@@ -63,3 +88,12 @@ def test_centre_weight_by_place() -> None:  # numbers measured on nnDetection wi
     places = torch.tensor([[64.0, 64, 64], [0, 64, 64], [0, 0, 64], [0, 0, 0]])
     weights = centre_weight(torch.cat([places, places], dim=1), (128, 128, 128))
     torch.testing.assert_close(weights, torch.tensor([1.0, 0.9226, 0.6835, 0.5]), atol=1e-4, rtol=0)
+
+
+@given(st.tuples(*[st.integers(1, 200)] * 3), st.integers(0, 1000))
+def test_centre_weight_is_its_formula(patch, seed) -> None:
+    boxes = np.random.default_rng(seed).uniform(-1, 1.5, size=(5, 6)) * [*patch, *patch]
+    middle = np.array(patch) / 2
+    distance = [np.sqrt((((box[:3] + box[3:]) / 2 - middle) ** 2).sum() / (middle**2).sum()) for box in boxes]
+    wanted = [1 - max(0.0, d - 0.5) for d in distance]
+    np.testing.assert_allclose(centre_weight(torch.tensor(boxes), patch).numpy(), wanted, rtol=1e-9)

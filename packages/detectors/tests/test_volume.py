@@ -1,15 +1,18 @@
 """Whole volumes, with a detector that finds bright cuboids exactly."""
 
+import threading
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 from torch import nn
 
 from girih_detectors import RetinaUNet, detect_volume
-from girih_detectors.inference import unmirror
+from girih_detectors.inference import MIRRORINGS, Merging, collect, merge, tile_grid, unmirror
 from girih_detectors.testing import TinyPyramid, toy_batch
 
 
@@ -140,6 +143,205 @@ def test_smaller_than_the_patch_is_padded_and_clipped() -> None:
     assert found["boxes"].tolist() == [[0, 1, 2, 5, 4, 7]]
 
 
+def small_network(seed=0, classes=("a", "b")) -> RetinaUNet:
+    torch.manual_seed(seed)
+    anchors = [[4, 4, 4], [6, 6, 6]]
+    return RetinaUNet(TinyPyramid(), classes=classes, anchors_zyx=anchors, levels=(1, 2), head_channels=16)
+
+
+def noise(*shape) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+
+
+def same(found, wanted) -> bool:
+    return all(np.array_equal(found[key], wanted[key]) for key in ("boxes", "scores", "labels"))
+
+
+class Counting:
+    """An image that knows which tiles were read."""
+
+    def __init__(self, image, reads=lambda index: None) -> None:
+        self.image, self.reads, self.seen = image, reads, []
+        self.shape, self.dtype = image.shape, image.dtype
+
+    def __getitem__(self, index):
+        self.seen.append(tuple(part.start for part in index[1:]))
+        self.reads(index)
+        return self.image[index]
+
+
+def test_candidates_are_kept_by_model_and_mirroring_and_merge_to_the_detections() -> None:
+    image, models = Counting(noise(20, 24, 16)), [small_network(0), small_network(1)]
+    raw = collect(models, image, patch_zyx=(16, 16, 16), pool=250)
+    assert len(image.seen) == len(set(image.seen)) == 4  # every tile once for 2 x 8
+    assert len(raw) == 16
+    for i, one in enumerate(raw):
+        shapes = [tuple(one[key].shape) for key in ("boxes", "scores", "labels", "weights")]
+        assert shapes == [(250, 6), (250,), (250,), (250,)]
+        assert same(one, by_hand(models[i // 8], image.image, MIRRORINGS[i % 8], 250))
+        assert bool(((one["weights"] >= 0.5) & (one["weights"] <= 1)).all())
+    together = detect_volume(models, image, patch_zyx=(16, 16, 16), merging=Merging(pool=250))
+    assert same(merge(raw, (20, 24, 16), Merging(pool=250)), together)
+
+
+def by_hand(model, image, axes, pool):
+    """One mirroring of all tiles, tile by tile and box by box."""
+    rows, patch = [], (16, 16, 16)
+    for z, y, x in tile_grid(image.shape[1:], patch, 0.5):
+        tile = torch.from_numpy(image[None, :, z : z + 16, y : y + 16, x : x + 16].copy())
+        (found,) = model.eval().detect(tile.flip([axis + 2 for axis in axes]))
+        for box, score, label in zip(*(found[key] for key in ("boxes", "scores", "labels")), strict=True):
+            low, high = box[:3].clone(), box[3:].clone()
+            for axis in axes:
+                low[axis], high[axis] = 16 - box[axis + 3], 16 - box[axis]
+            start = torch.tensor([z, y, x])
+            rows.append((torch.cat([low + start, high + start]), score, label))
+    rows.sort(key=lambda row: -row[1])  # stable
+    boxes, scores, labels = zip(*rows[:pool], strict=True)
+    return {"boxes": torch.stack(boxes), "scores": torch.stack(scores), "labels": torch.stack(labels)}
+
+
+def test_an_ensemble_of_one_model_is_the_model() -> None:
+    model, image = small_network(), noise(20, 24, 16)
+    settings = {"patch_zyx": (16, 16, 16), "batch_size": 4, "merging": Merging(max_detections=40)}
+    for mirror in (False, True):
+        assert same(
+            detect_volume([model], image, mirror=mirror, **settings),
+            detect_volume(model, image, mirror=mirror, **settings),
+        )
+    # 40 boxes of 8 or 16 mirrorings: both fit into the pool of 1000
+    once, twice = detect_volume(model, image, **settings), detect_volume([model, model], image, **settings)
+    for key in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(twice[key], once[key], rtol=1e-5, atol=1e-4)
+    assert model.training
+
+
+def test_of_two_models_each_finds_what_the_other_misses() -> None:
+    class Half(BrightBoxes):
+        def __init__(self, label) -> None:
+            super().__init__()
+            self.label = label
+
+        def _one(self, image):
+            found = super()._one(image)
+            return {key: value[found["labels"] == self.label] for key, value in found.items()}
+
+    image = planted((24, 26, 13), OBJECTS, VALUES)
+    found = detect_volume([Half(0), Half(1)], image, patch_zyx=(16, 16, 16), mirror=False)
+    assert sorted(found["labels"].tolist()) == [0, 0, 1]
+    np.testing.assert_allclose(found["scores"], [0.45, 0.4, 0.35], atol=1e-5)  # one of two models is missing
+
+
+@given(
+    shape=st.tuples(*[st.integers(4, 30)] * 3), flips=st.sampled_from(MIRRORINGS), seed=st.integers(0, 99), mirror=...
+)
+@settings(max_examples=25)
+def test_a_mirrored_image_has_the_mirrored_objects(shape, flips, seed, mirror: bool) -> None:
+    rng = np.random.default_rng(seed)
+    low = np.array([rng.integers(0, n - 2) for n in shape])
+    high = np.minimum(low + rng.integers(1, 8, 3), shape)
+    image = planted(shape, [(*low, *high)], [0.9])
+    settings = {"patch_zyx": (16, 16, 16), "batch_size": 3, "mirror": mirror}
+    straight = detect_volume(BrightBoxes(), image, **settings)
+    turned = detect_volume(BrightBoxes(), np.flip(image, [axis + 1 for axis in flips]), **settings)
+    assert straight["boxes"][0].tolist() == [*low, *high]
+    back = unmirror(torch.from_numpy(turned["boxes"]), flips, shape)
+    assert back[0].tolist() == [*low, *high]
+
+
+@pytest.mark.parametrize("axes", [(2,), (0, 1), (0, 1, 2)])
+def test_a_mirrored_image_has_the_mirrored_boxes_of_a_network(axes) -> None:  # tiles and mirrorings mirror each other
+    model, image = small_network(), noise(20, 24, 16)
+    straight = detect_volume(model, image, patch_zyx=(16, 16, 16), batch_size=4)
+    turned = detect_volume(model, np.flip(image, [a + 1 for a in axes]).copy(), patch_zyx=(16, 16, 16), batch_size=4)
+    back = unmirror(torch.from_numpy(turned["boxes"]), axes, (20, 24, 16)).numpy()
+    assert len(back) == 100
+    order = [
+        np.lexsort(np.round([*one.T, scores], 3))
+        for one, scores in ((straight["boxes"], straight["scores"]), (back, turned["scores"]))
+    ]
+    np.testing.assert_allclose(back[order[1]], straight["boxes"][order[0]], atol=2e-3)
+    np.testing.assert_allclose(turned["scores"], straight["scores"], atol=1e-5)
+
+
+def test_under_autocast_boxes_are_float32() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = detect_volume(small_network(), noise(20, 16, 16), patch_zyx=(16, 16, 16), batch_size=2, mirror=False)
+    assert (found["boxes"].dtype, found["scores"].dtype) == (np.float32, np.float32)
+    assert len(found["boxes"]) > 0
+
+
+def test_reading_overlaps_the_network() -> None:
+    second_is_read = threading.Event()
+
+    class Waits(BrightBoxes):
+        def detect(self, images):
+            assert second_is_read.wait(timeout=30)  # while the first tile is in the network
+            return super().detect(images)
+
+    image = Counting(noise(16, 16, 24) * 0, lambda index: second_is_read.set() if index[3].start else None)
+    detect_volume(Waits(), image, patch_zyx=(16, 16, 16), mirror=False)
+    assert image.seen == [(0, 0, 0), (0, 0, 8)]
+
+
+def test_a_tile_that_cannot_be_read_is_named() -> None:
+    def fail(index) -> None:
+        if index[1].start == 8:
+            raise OSError("the disk is gone")
+
+    model = BrightBoxes().train()
+    with pytest.raises(
+        ValueError, match=r"the tile that starts at \(8, 0, 0\) .* cannot be read: the disk is gone"
+    ) as e:
+        detect_volume(model, Counting(noise(24, 16, 16) * 0, fail), patch_zyx=(16, 16, 16))
+    assert isinstance(e.value.__cause__, OSError)
+    assert model.training
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
+
+    class Short(Counting):
+        def __getitem__(self, index):
+            return super().__getitem__(index)[:, :1]
+
+    with pytest.raises(ValueError, match=r"\(0, 0, 0\) .* returned \(1, 1, 16, 16\) voxels, wanted \(1, 16, 16, 16\)"):
+        detect_volume(model, Short(noise(24, 16, 16)), patch_zyx=(16, 16, 16))
+
+
+def test_output_that_is_not_finite_is_refused_with_its_tile() -> None:
+    class Wrong(BrightBoxes):
+        def _one(self, image):
+            found = super()._one(image)
+            return found | {self.key: found[self.key] * torch.nan}
+
+    for key in ("boxes", "scores"):
+        model = Wrong()
+        model.key = key
+        with pytest.raises(
+            ValueError, match=r"^tiles starting at \[\(8, 0, 0\)\] .*: the detector returned .* not finite"
+        ):
+            detect_volume(model, planted((24, 16, 16), [(20, 2, 2, 22, 4, 4)], [0.5]), patch_zyx=(16, 16, 16))
+    image = noise(24, 16, 16)
+    image[0, 20] = np.nan
+    with pytest.raises(
+        ValueError, match=r"^model 2 of 2, tiles starting at \[\(8, 0, 0\)\].* class scores are not finite"
+    ):
+        detect_volume([BrightBoxes(), small_network()], image, patch_zyx=(16, 16, 16))
+
+
+def test_models_that_do_not_belong_together_are_refused() -> None:
+    image = noise(16, 16, 16)
+    with pytest.raises(ValueError, match=r"model 2 has the classes \('a',\), the first one \('a', 'b'\)"):
+        detect_volume([small_network(), small_network(classes=("a",))], image, patch_zyx=(16, 16, 16))
+    with pytest.raises(ValueError, match="no detector"):
+        detect_volume([], image, patch_zyx=(16, 16, 16))
+
+    class Deaf(BrightBoxes):
+        def detect(self, images):
+            return []
+
+    with pytest.raises(ValueError, match=r"\(0, 0, 0\).*returned 0 results for 1 images"):
+        detect_volume(Deaf(), image, patch_zyx=(16, 16, 16))
+
+
 def test_bad_input_is_refused() -> None:
     image = planted((16, 16, 16), [], [])
     with pytest.raises(ValueError, match=r"image has shape \(16, 16, 16\)"):
@@ -148,6 +350,10 @@ def test_bad_input_is_refused() -> None:
         detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), valid=np.ones((1, 16, 16), dtype=bool))
     with pytest.raises(ValueError, match="batch_size is 0"):
         detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), batch_size=0)
+    with pytest.raises(ValueError, match="pool is 0"):
+        collect(BrightBoxes(), image, patch_zyx=(16, 16, 16), pool=0)
+    with pytest.raises(ValueError, match="a patch of 0"):
+        detect_volume(BrightBoxes(), image, patch_zyx=(16, 0, 16))
     detector = RetinaUNet(TinyPyramid(), classes=("a",), anchors_zyx=[[6, 6, 6]], levels=(1, 2), head_channels=16)
     image[0, 3, 3, 3] = np.nan
     with pytest.raises(ValueError, match=r"tiles starting at \[\(0, 0, 0\)\].*not finite"):

@@ -157,12 +157,12 @@ def _detect(
     of_tile = [len(one["scores"]) for one in found]
     of_mirroring = [sum(of_tile[i : i + len(starts)]) for i in range(0, len(of_tile), len(starts))]
     z, y, x = images.shape[2:]
-    pairs = zip(boxes.split(of_mirroring), mirrorings, strict=True)
+    pairs = zip(torch.split(boxes, of_mirroring), mirrorings, strict=True)
     boxes = torch.cat([unmirror(some, axes, (z, y, x)) for some, axes in pairs])
     weights = centre_weight(boxes, (z, y, x))
     offsets = torch.tensor(starts, dtype=torch.float32).repeat(len(mirrorings), 2)
     boxes = boxes + offsets.repeat_interleave(torch.tensor(of_tile), dim=0)
-    columns = (column.split(of_mirroring) for column in (boxes, scores, labels, weights))
+    columns = (torch.split(column, of_mirroring) for column in (boxes, scores, labels, weights))
     return [Candidates(boxes=b, scores=s, labels=k, weights=w) for b, s, k, w in zip(*columns, strict=True)]
 
 
