@@ -58,3 +58,27 @@ def crowd(n: int, seed: int, spread: float, classes: int = 2) -> tuple[Tensor, T
     boxes = torch.cat([low, low + 2 + 8 * torch.rand(n, 3, generator=generator)], dim=1)
     scores = torch.randint(0, 50, (n,), generator=generator) / 50
     return boxes, scores, torch.randint(0, classes, (n,), generator=generator)
+
+
+def weighted_clusters(
+    boxes: Tensor, scores: Tensor, labels: Tensor, weights: Tensor, threshold: float, expected: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted box clustering as it is written down, in float64: boxes, scores and labels, by descending score."""
+    points, given, trust = boxes.double(), scores.double(), weights.double()
+    rest, found = scores.argsort(descending=True, stable=True), []
+    while len(rest) > 0:
+        overlap = iou(points[rest[0]], points[rest])
+        overlap[0] = 1.0
+        inside = (overlap > threshold) & (labels[rest] == labels[rest[0]])
+        inside[0] = True
+        members, a = rest[inside], overlap[inside] * trust[rest[inside]]
+        missing = max(0, expected - len(members))
+        score = (a * given[members]).sum() / (a.sum() + missing * a.mean())
+        box = ((a * given[members])[:, None] * points[members]).sum(0) / (a * given[members]).sum()
+        found.append((score, box, labels[rest[0]]))
+        rest = rest[~inside]
+    found.sort(key=lambda cluster: -float(cluster[0]))  # stable
+    if not found:
+        return points, given, labels
+    scores, boxes, labels = (torch.stack(column) for column in zip(*found, strict=True))
+    return boxes, scores, labels

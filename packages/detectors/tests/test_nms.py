@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_detectors import class_nms
+from girih_detectors import class_nms, pairwise_iou, weighted_nms
+from girih_detectors.ops.nms import suppressor
 
 DEFINITIONS = runpy.run_path(str(Path(__file__).with_name("definitions.py")))
 crowd = DEFINITIONS["crowd"]
@@ -91,6 +92,41 @@ def test_nan_ranks_last_and_a_box_with_nan_stays_and_suppresses_nothing() -> Non
     same = boxes[:1].repeat(5, 1)
     same[1, 4] = torch.nan
     assert class_nms(same, torch.tensor([0.5, 0.9, 0.8, 0.1, torch.nan]), labels, 0.5).tolist() == [1, 2]
+
+
+def test_of_two_tiles_the_one_that_sees_the_object_better_gives_the_box() -> None:
+    boxes = torch.tensor([[0.0, 0, 0, 4, 4, 4], [0, 0, 1, 4, 4, 5], [9, 9, 9, 12, 12, 12]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.5]), torch.zeros(3, dtype=torch.int64)
+    assert weighted_nms(boxes, scores, labels, torch.tensor([0.5, 1.0, 1.0]), 0.1).tolist() == [1, 2]
+    assert weighted_nms(boxes, scores, labels, torch.tensor([0.5, 0.5, 1.0]), 0.1).tolist() == [2, 0]  # .5, .45
+    assert weighted_nms(boxes, scores, labels, torch.ones(3), 0.1, max_keep=1).tolist() == [0]
+
+
+@given(st.integers(0, 40), st.integers(0, 1000))
+def test_weighted_nms_is_the_textbook_s_with_weighted_scores(n, seed) -> None:
+    boxes, scores, labels = crowd(n, seed, 10.0)
+    weights = 0.5 + 0.5 * torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    want = textbook(boxes, scores * weights, labels, 0.1)
+    assert weighted_nms(boxes, scores, labels, weights, 0.1).tolist() == want
+
+
+def test_as_many_weights_as_scores_are_wanted() -> None:
+    boxes, scores, labels = crowd(3, 0, 4.0)
+    with pytest.raises(ValueError, match="3 scores and 2 weights, wanted as many of each"):
+        inspect.unwrap(weighted_nms)(boxes, scores, labels, torch.ones(2), 0.5)
+
+
+@given(st.integers(0, 60), st.integers(0, 1000), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([4.0, 30.0]))
+def test_a_box_fell_by_the_first_that_stays_and_overlaps_it(n, seed, threshold, spread) -> None:
+    boxes, scores, labels = crowd(n, seed, spread)
+    kept = class_nms(boxes, scores, labels, threshold)
+    rows = suppressor(boxes, labels, kept, threshold)
+    falls = (pairwise_iou(boxes[kept], boxes) > threshold) & (labels[kept, None] == labels)
+    for index, row in enumerate(rows.tolist()):
+        if index in kept.tolist():
+            assert kept[row] == index
+        else:
+            assert row == falls[:, index].nonzero()[0, 0]
 
 
 @pytest.mark.parametrize(

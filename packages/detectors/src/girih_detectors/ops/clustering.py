@@ -47,8 +47,8 @@ def weighted_box_clustering(
         ValueError: lengths that differ, a threshold outside its range, `expected` below 1, a box or score that is not
             as said (naming its row).
     """
-    _check(boxes, scores, labels, weights, expected, score_threshold)
-    leads = class_nms(boxes, scores, labels, iou_threshold)
+    leads = class_nms(boxes, scores, labels, iou_threshold)  # refuses other shapes
+    _check(boxes, scores, weights, expected, score_threshold)
     cluster = suppressor(boxes, labels, leads, iou_threshold)  # (n,) row of `leads`
     points, given = _full(boxes), _full(scores)
     first, best = points[leads], given[leads]
@@ -78,18 +78,13 @@ def _full(numbers: Tensor) -> Tensor:
     return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
-def _check(
-    boxes: Tensor, scores: Tensor, labels: Tensor, weights: Tensor, expected: int, score_threshold: float
-) -> None:
+def _check(boxes: Tensor, scores: Tensor, weights: Tensor, expected: int, score_threshold: float) -> None:
     if expected < 1:
         raise ValueError(f"expected is {expected}, wanted 1 or more")
     if not 0 <= score_threshold < 1:
         raise ValueError(f"score_threshold is {score_threshold}, wanted at least 0 and less than 1")
-    if not len(boxes) == len(scores) == len(labels) == len(weights):
-        raise ValueError(
-            f"{len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels and {len(weights)} weights, "
-            "wanted as many of each"
-        )
+    if len(weights) != len(boxes):
+        raise ValueError(f"{len(boxes)} boxes and {len(weights)} weights, wanted as many of each")
     sound = (scores >= 0) & (scores < torch.inf) & (weights > 0) & (weights < torch.inf)
     sound &= boxes.isfinite().all(1) & (boxes[:, 3:] >= boxes[:, :3]).all(1)
     if not bool(sound.all()):
