@@ -44,17 +44,20 @@ def case_boxes(detections: Mapping[str, Any], where: str) -> CaseBoxes:
     """Return the boxes of `detections`, checked; `where` names their origin in the error.
 
     Raises:
-        ValueError: another schema, a case id that cannot name a file, a field that is missing or of another shape,
-            numbers that are not finite, a box with a negative side, a label without a class, a singular affine.
+        ValueError: another schema or space, a case id that cannot name a file, a field that is missing or of another
+            shape, numbers that are not finite, a box with a negative side, a label without a class, a singular affine.
     """
-    if detections.get("schema") != SCHEMA:
-        raise ValueError(f"{where}: schema is {detections.get('schema')!r}, wanted {SCHEMA!r}")
-    case_id, classes = _get(detections, where, "case_id"), _get(detections, where, "classes")
+    for name, wanted in (("schema", SCHEMA), ("space", "source")):
+        if (value := _get(detections, where, name)) != wanted:
+            raise ValueError(f"{where}: {name} is {value!r}, wanted {wanted!r}")
+    case_id, classes, scores = (_get(detections, where, name) for name in ("case_id", "classes", "scores"))
     if not isinstance(case_id, str) or not CASE_ID.fullmatch(case_id):
         raise ValueError(f"{where}: case_id is {case_id!r}, wanted text that can name a file")
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"{where}: classes is {classes!r}, wanted a list of names")
-    n = len(_get(detections, where, "scores"))
+    if not isinstance(scores, list):
+        raise ValueError(f"{where}: scores is {scores!r}, wanted a list of numbers")
+    n = len(scores)
     z, y, x = _whole(_numbers(detections, where, "shape_zyx", (3,)), where, "shape_zyx", 1, 2**31 - 1).tolist()
     affine = _numbers(detections, where, "affine", (4, 4))
     if np.linalg.det(affine[:3, :3]) == 0 or affine[3].tolist() != [0, 0, 0, 1]:
@@ -98,7 +101,7 @@ def _numbers(detections: Mapping[str, Any], where: str, name: str, shape: tuple[
         found = np.asarray(value)
     except ValueError as error:
         raise ValueError(f"{where}: {name} is ragged, {wanted}") from error
-    if found.size == 0 and shape[0] == 0 and len(found) == 0:
+    if shape[0] == 0 and found.shape[:1] == (0,):
         return np.zeros(shape)
     if found.shape != shape or found.dtype.kind not in "iuf":
         raise ValueError(f"{where}: {name} has shape {found.shape} of {found.dtype}, {wanted}")

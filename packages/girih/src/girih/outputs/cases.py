@@ -52,7 +52,9 @@ def write_case(
         place = out / f"{found.case_id}.json"
         write_json(place, dict(detections))
     except OSError as error:
-        raise OSError(error.errno, f"case {found.case_id!r}: {place} cannot be written: {error.strerror}") from error
+        raise OSError(
+            error.errno, f"case {found.case_id!r}: {place} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def missing_formats(out: Path, case_id: str, formats: Sequence[Format]) -> tuple[Format, ...]:

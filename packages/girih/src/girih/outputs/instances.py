@@ -5,6 +5,9 @@ from jaxtyping import Float64, Int64, Shaped
 
 from girih.outputs.case_boxes import CaseBoxes
 
+EDGE_DECIMALS = 6
+"""Boxes come through millimetres: an edge in the middle of a voxel is there but for the last digits of a double."""
+
 
 def instance_volume(found: CaseBoxes, *, min_score: float = 0.0) -> Shaped[np.ndarray, "z y x"]:
     """Return a volume that is k + 1 in the box of row k, and 0 where no box with at least `min_score` is.
@@ -13,8 +16,8 @@ def instance_volume(found: CaseBoxes, *, min_score: float = 0.0) -> Shaped[np.nd
     overlap, the one with the higher score is seen, of equal scores the earlier row; a box can be hidden altogether.
     The values are int16, or int32 if there are more than 32,767 boxes.
     """
-    size = np.array(found.shape_zyx)
-    first, last = _range(found.boxes[:, :3], found.boxes[:, 3:], size)
+    size, edges = np.array(found.shape_zyx), found.boxes.round(EDGE_DECIMALS)
+    first, last = _range(edges[:, :3], edges[:, 3:], size)
     volume = np.zeros(found.shape_zyx, np.int16 if len(found.boxes) <= np.iinfo(np.int16).max else np.int32)
     for row in np.argsort(-found.scores, kind="stable")[::-1]:
         if found.scores[row] >= min_score:

@@ -21,8 +21,9 @@ HEADER = (
     *(f"{corner}_{space}_mm" for space in ("ras", "lps") for corner in CORNERS),
 )
 DECIMALS_MM = 4
-FORMULA_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'")
-"""A spreadsheet takes what begins so for a formula (the four in full width too), or the apostrophe for a mark."""
+FORMULA_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r", "'")
+"""A spreadsheet takes what begins so for a formula (the four in full width too), or the apostrophe for a mark; see
+OWASP, "CSV Injection"."""
 
 
 def write_table(out: Path, *, min_score: float = 0.0) -> Path:
@@ -56,7 +57,7 @@ def write_table(out: Path, *, min_score: float = 0.0) -> Path:
                 file.seek(0)
                 write_aside(place, file)
         except OSError as error:
-            raise OSError(error.errno, f"{place} cannot be written: {error.strerror}") from error
+            raise OSError(error.errno, f"{place} cannot be written: {error.strerror or error}") from error
         if _cases(out) == cases:  # else another process was done with a case after this one had looked
             return place
 
