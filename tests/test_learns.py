@@ -11,6 +11,7 @@ from girih.commands.evaluate import evaluate
 from girih.commands.finetune import Finetune
 from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
+from girih.inference import Inference
 from girih.loop import Training
 from girih.recipes import Recipe
 from girih.samples import fetch
@@ -62,9 +63,7 @@ def train_and_predict(source: Path, out: Path, test: Path) -> Path:
         object_fraction=0.67,
         training=Training(device="cpu", workers=0, checkpoint_every=100),
     ).run()
-    Predict(
-        model=out / "run", data=test, out=out / "predictions" / out.name, mirror=False, overlap=0.25, tile_batch=8
-    ).run()
+    Predict(model=(out / "run",), data=test, out=out / "predictions" / out.name, inference=Inference(fast=True)).run()
     return out / "predictions" / out.name
 
 

@@ -23,9 +23,9 @@ from girih.batches import make_batches
 from girih.checkpoints import load_model
 from girih.cli import main
 from girih.commands.finetune import Finetune
-from girih.commands.predict import load_detector
 from girih.commands.prepare import Prepare
 from girih.commands.pretrain import Pretrain, choose_objective
+from girih.ensembles import load_detector
 from girih.loop import Training
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan

@@ -12,7 +12,8 @@ COMMANDS = {
     "prepare": "Turn a folder of scans into a zarr dataset: crop, resample, normalise.",
     "pretrain": "Pre-train an encoder on a prepared dataset.",
     "finetune": "Train a detector on a prepared dataset, from scratch or from pre-trained weights.",
-    "predict": "Find objects in scans with a trained detector.",
+    "predict": "Find objects in scans with a trained detector, or several together.",
+    "sweep": "Search how the boxes of a detector are best merged, on labelled cases.",
     "evaluate": "Score predicted boxes against the truth: AP and FROC with intervals.",
 }
 USAGE = "usage: girih COMMAND [OPTIONS]\n\n3D medical object detection with pre-training.\n\ncommands:\n{}\n\n{}"

@@ -15,6 +15,7 @@ from girih.commands.predict import Predict
 from girih.commands.prepare import prepare
 from girih.commands.pretrain import Pretrain
 from girih.commands.samples import fetch_with_progress
+from girih.inference import Inference
 from girih.loop import Training
 from girih.plans import PRESETS
 from girih.recipes import Recipe
@@ -97,12 +98,10 @@ class Demo:
         folders = {title: self.out / "predictions" / name for title, name in ARMS.items()}
         for title, name in ARMS.items():
             Predict(
-                model=runs / name,
+                model=(runs / name,),
                 data=self.out / "test",
                 out=folders[title],
-                mirror=False,
-                overlap=0.25,
-                tile_batch=8,
+                inference=Inference(fast=True, device="cpu"),
                 resume=True,
             ).run()
         # One CT is tested, so images are all there is to resample; the scores' notes say what that means.

@@ -122,6 +122,7 @@ class Finetune:
             plan=plan.to_json(),
             prepare=store.spec.to_json(),
             in_channels=found.in_channels,
+            modality=found.modality,
             classes=store.classes,
             dataset_sha256=found.sha256,
             weights_sha256=hashlib.sha256(weights.path.read_bytes()).hexdigest() if weights and weights.path else None,

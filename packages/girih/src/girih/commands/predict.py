@@ -1,155 +1,134 @@
-"""`girih predict`: boxes for scans, from a fine-tuned detector."""
+"""`girih predict`: boxes for scans, from a fine-tuned detector or several."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tyro.conf import OmitArgPrefixes
 
-import girih_data3d
-from girih.atomic import write_json
-from girih.checkpoints import latest_checkpoint, load_model
-from girih.networks import make_detector
-from girih.plans import Plan, plan_from_json
-from girih.runs import RunFolder, config_sha256, read_json
-from girih_detectors import RetinaUNet
-from girih_detectors.inference import detect_volume, restore
+from girih.atomic import remove_stale, write_json
+from girih.casewise import OnTiles, case_by_case, refuse_failures
+from girih.ensembles import Ensemble, load_ensemble
+from girih.inference import Inference, Looking, read_merging
+from girih.outputs import Format, missing_formats, write_case, write_table
+from girih.recipes import require
+from girih.runs import read_json
+from girih.scans import Scan, find_scans
+from girih.shares import read_share, wait_for_others
+from girih_detectors.inference import Merging, merge, restore
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Find objects in scans: one JSON file of boxes per case, in the voxels and the millimetres of the source."""
+    """Find objects in scans: boxes in the voxels and the millimetres of the source, one JSON file per case.
 
-    model: Path
-    """The folder of a fine-tuning run."""
+    A case that fails does not stop the others; those that failed are listed at the end. --resume goes on where a killed
+    call was.
+    """
+
+    model: tuple[Path, ...]
+    """The folder of a fine-tuning run; several are an ensemble, of one set of classes, channels, preparation, patch."""
     data: Path
     """A dataset made by `girih prepare`, a scan (NIfTI, NRRD, MetaImage, DICOM folder), or a folder of scans."""
     out: Path
-    """Where the JSON files go."""
-    mirror: bool = True
-    """Average over the 8 mirrored images; 8 times the work."""
-    overlap: float = 0.5
-    """Overlap of neighbouring tiles."""
-    tile_batch: int = 2
-    """Tiles per forward pass. On a CPU, torch's convolutions are several times slower for a single one."""
+    """Folder for CASE.json, boxes.csv and a folder per further format."""
+    formats: tuple[Format, ...] = ("csv", "slicer")
+    """Beside the JSON. csv: one table of all cases; slicer: regions of interest for 3D Slicer; nifti: on the scan's
+    grid, each box filled with its number in the table."""
+    min_score: float = 0.0
+    """Boxes below it are left out of these formats. The JSON has them all, for scoring."""
+    merging: Path | None = None
+    """How boxes of tiles, mirrors and models become one: what `girih sweep` wrote; else as nnDetection before its
+    sweep."""
+    inference: OmitArgPrefixes[Inference] = field(default_factory=Inference)
     resume: bool = False
-    """Keep the predictions that are already in --out, and make the others."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: a GPU where there is one."""
+    """Keep the cases that are in --out already, and make the others."""
+    shard: str | None = None
+    """i/n: only every n-th case from the i-th on (from 0), for job arrays. Under `torchrun` it is not needed."""
+
+    def __post_init__(self) -> None:
+        require("min_score", self.min_score, 0 <= self.min_score <= 1, "0 to 1")
 
     def run(self) -> None:
         """Predict every case.
 
         Raises:
-            ValueError: the model or a scan cannot be read, or they do not fit each other. Finished cases are kept.
+            ValueError: the models or the data cannot be read or do not fit each other, or some cases failed; they are
+                named. Finished cases are kept.
+            OSError: a result cannot be written, for one because the disk is full. Finished cases are kept.
         """
-        detector, plan, config, checkpoint_name = load_detector(self.model)
-        device = torch.device("cuda" if self.device == "auto" and torch.cuda.is_available() else "cpu")
-        detector.to(device).eval()
-        cases = _cases(self.data, config)
-        done = self._begin(config_sha256(config), checkpoint_name)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            all_cases, tiles = progress.add_task("cases", total=len(cases)), progress.add_task("tiles")
-            for case_id, read in cases.items():
-                if case_id not in done:
-                    image, prepared = read()
-                    found = detect_volume(
-                        detector,
-                        image,
-                        patch_zyx=plan.patch_zyx,
-                        overlap=self.overlap,
-                        mirror=self.mirror,
-                        batch_size=self.tile_batch,
-                        device=device,
-                        progress=lambda n, total: progress.update(tiles, completed=n, total=total),
-                    )
-                    boxes = restore(found, prepared, case_id=case_id, classes=detector.classes)
-                    write_json(self.out / f"{case_id}.json", boxes)
-                progress.advance(all_cases)
+        share = read_share(self.shard)
+        looking = self.inference.resolve(share.local)
+        merging = Merging() if self.merging is None else read_merging(self.merging)
+        ensemble = load_ensemble(self.model)
+        scans = share.of(find_scans(self.data, ensemble))
+        done = self._begin(ensemble, looking, merging, scans, alone=share.count == 1)
 
-    def _begin(self, model_sha256: str, checkpoint: str) -> set[str]:
-        """Write down what predicts into --out, and return the cases that the same has predicted already."""
+        def work(scan: Scan, on_tiles: OnTiles) -> str | None:
+            if scan.case_id in done:
+                return self._complete(scan.case_id)
+            found = _predict(scan, ensemble, looking, merging, on_tiles)
+            self._write(found, self.formats)
+            return f"{len(found['scores'])} boxes"
+
+        failed = case_by_case(scans, work, quiet=share.local > 0)
+        if "csv" in self.formats:
+            write_table(self.out, min_score=self.min_score)
+        wait_for_others(failed=bool(failed))
+        refuse_failures(failed, len(scans))
+
+    def _begin(
+        self, ensemble: Ensemble, looking: Looking, merging: Merging, scans: Sequence[Scan], *, alone: bool
+    ) -> set[str]:
+        """Write down what predicts into --out, and return the cases that the same has predicted already.
+
+        Processes that share --out begin when they like: what another one has finished does not count.
+        """
         record = {
             "schema": "girih-predictions/1",
-            "model_sha256": model_sha256,
-            "checkpoint": checkpoint,
-            "mirror": self.mirror,
-            "overlap": self.overlap,
+            "models": list(ensemble.models),
+            **looking.record,
+            "merging": dataclasses.asdict(merging),
         }
         beside = self.out.resolve().with_name(f"{self.out.resolve().name}.predict.json")
-        done = {path.stem for path in self.out.glob("*.json")}
-        if done and not self.resume:
+        present = {path.stem for path in self.out.glob("*.json")}
+        done = present & {scan.case_id for scan in scans}
+        if (old := present if alone else done) and not self.resume:
             raise ValueError(
-                f"{self.out} already holds {len(done)} predictions; pass --resume to keep them, or another --out"
+                f"{self.out} already holds {len(old)} predictions; pass --resume to keep them, or another --out"
             )
-        if done:
+        if present or (beside.exists() and not alone):
             found = read_json(beside, "girih-predictions", "where `girih predict` has been")
             for name, wanted in record.items():
                 if found.get(name) != wanted:
                     raise ValueError(f"{beside}: {name} is {found.get(name)!r}, now {wanted!r}: pass another --out")
         self.out.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, *(self.out / name for name in self.formats)):
+            remove_stale(folder)
         write_json(beside, record)
         return done
 
+    def _complete(self, case_id: str) -> str | None:
+        """Write those views of a finished case that are not there."""
+        missing = missing_formats(self.out, case_id, self.formats)
+        if not missing:
+            return None
+        self._write(read_json(self.out / f"{case_id}.json", "girih-detections", "a folder of predictions"), missing)
+        return f"kept, {' and '.join(missing)} added"
 
-def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
-    """Return the detector of a fine-tuning run, its plan, the run's config, and the checkpoint of its weights.
-
-    These are the newest, or their moving average if the run keeps one.
-
-    Raises:
-        ValueError: the folder is not a fine-tuning run, has no checkpoint yet, or the checkpoint does not fit its plan.
-    """
-    folder = RunFolder(run)
-    config = folder.config
-    if config["command"] != "finetune":
-        raise ValueError(f"{run} is the run of {config['command']!r}, wanted one of 'finetune'")
-    checkpoint = latest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
-        raise ValueError(f"{run} has no finished checkpoint yet")
-    plan = plan_from_json(config["plan"], f"{run}/config.json")
-    detector = make_detector(
-        plan,
-        in_channels=config["in_channels"],
-        classes=tuple(config["classes"]),
-        segmentation=config["settings"]["segmentation"],
-        seed=0,
-        flavour=config["settings"]["flavour"],
-    )
-    try:
-        averaged = config["settings"]["recipe"].get("ema_decay", 0) > 0
-        detector.load_state_dict(load_model(checkpoint, averaged=averaged))
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint}: does not fit the plan in {run}/config.json: {error}") from error
-    return detector, plan, config, checkpoint.name
+    def _write(self, found: Mapping[str, Any], formats: Sequence[Format]) -> None:
+        try:
+            write_case(self.out, found, formats=formats, min_score=self.min_score)
+        except OSError as error:  # the next case could not be written either
+            raise OSError(error.errno, f"{error.strerror}; finished cases are kept, --resume goes on") from error
 
 
-def _cases(data: Path, config: dict[str, Any]) -> dict[str, Callable[[], tuple[Any, girih_data3d.Prepared]]]:
-    """Return for each case a function that gives (image, prepared), the scan prepared as the training data were."""
-    spec = girih_data3d.PrepareSpec.from_json(config["prepare"])
-    if (data / "cases").is_dir():
-        store = girih_data3d.Store.open(data)
-        if store.spec != spec:
-            raise ValueError(f"{data} was prepared with {store.spec}, the model was trained on {spec}")
-        return {case_id: partial(_from_store, store, case_id) for case_id in store.case_ids}
-    sources = girih_data3d.read_manifest(data).sources
-    return {source.case_id: partial(_from_files, source, spec, config["in_channels"]) for source in sources}
-
-
-def _from_store(store: girih_data3d.Store, case_id: str) -> tuple[Any, girih_data3d.Prepared]:
-    case = store[case_id]
-    return case.lazy(), case.prepared
-
-
-def _from_files(
-    source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec, in_channels: int
-) -> tuple[Any, girih_data3d.Prepared]:
-    image, prepared = girih_data3d.prepare_scan(girih_data3d.read_source(source), spec)
-    if image.shape[0] != in_channels:
-        raise ValueError(f"{source.case_id} has {image.shape[0]} channels, the model takes {in_channels}")
-    return image.values, prepared
+def _predict(scan: Scan, ensemble: Ensemble, looking: Looking, merging: Merging, on_tiles: OnTiles) -> dict[str, Any]:
+    """Return the boxes of a scan in its source's voxels, JSON-ready."""
+    image, prepared = scan.open()
+    candidates = looking.collect(ensemble, image, pool=merging.pool, progress=on_tiles)
+    z, y, x = image.shape[1:]
+    found = merge(candidates, (z, y, x), merging)
+    return restore(found, prepared, case_id=scan.case_id, classes=ensemble.classes)

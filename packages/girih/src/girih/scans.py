@@ -1,0 +1,91 @@
+"""The scans that a detector is to look at: cases of a prepared dataset, or files that are prepared on the way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import girih_data3d
+from girih.ensembles import Ensemble, preparation_differences
+
+Opened = tuple[Any, girih_data3d.Prepared]
+"""An image (c, z, y, x), prepared as the models' training data were, and how it lies in its source."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case, not read yet."""
+
+    case_id: str
+    read: Callable[[], Opened]
+    problem: str | None = None
+    """Why the models cannot take it, as far as can be said without reading it."""
+
+    def open(self) -> Opened:
+        """Return the image and how it lies in its source.
+
+        Raises:
+            ValueError: it cannot be read, is too large for the memory, or the models cannot take it.
+        """
+        if self.problem is not None:
+            raise ValueError(self.problem)
+        try:
+            return self.read()
+        except (OSError, MemoryError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def find_scans(data: Path, ensemble: Ensemble) -> list[Scan]:
+    """Return the cases in `data`: a prepared dataset, a scan, a folder of scans, or one with a dataset.json.
+
+    Raises:
+        ValueError: nothing to be read there, or a dataset that was prepared otherwise than the models' training data.
+    """
+    if (data / "cases").is_dir():
+        return cases_of(open_store(data, ensemble), ensemble)
+    return [
+        Scan(
+            source.case_id,
+            partial(_from_files, source, ensemble.spec),
+            _problem(ensemble, len(source.images), source.modality),
+        )
+        for source in girih_data3d.read_manifest(data).sources
+    ]
+
+
+def open_store(data: Path, ensemble: Ensemble) -> girih_data3d.Store:
+    """Open a dataset that was prepared as the models' training data were.
+
+    Raises:
+        ValueError: it was not, and the first field that differs is named; or it cannot be opened.
+    """
+    store = girih_data3d.Store.open(data)
+    for field, found, wanted in preparation_differences(store.spec, ensemble.spec):
+        raise ValueError(f"{data} was prepared with {field} {found!r}, the training data of the model with {wanted!r}")
+    return store
+
+
+def cases_of(store: girih_data3d.Store, ensemble: Ensemble) -> list[Scan]:
+    """Return the cases of a prepared dataset."""
+    index = store.index
+    rows = zip(index.case_ids, index.channels.tolist(), index.modalities, strict=True)
+    return [Scan(name, partial(_from_store, store, name), _problem(ensemble, *known)) for name, *known in rows]
+
+
+def _problem(ensemble: Ensemble, channels: int, modality: str | None) -> str | None:
+    if channels != ensemble.in_channels:
+        return f"has {channels} channels, the model takes {ensemble.in_channels}"
+    if modality is None or ensemble.modality is None or modality.casefold() == ensemble.modality.casefold():
+        return None
+    return f"is of the modality {modality!r}, the model was trained on {ensemble.modality!r}"
+
+
+def _from_store(store: girih_data3d.Store, case_id: str) -> Opened:
+    case = store[case_id]
+    return case.lazy(), case.prepared
+
+
+def _from_files(source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec) -> Opened:
+    image, prepared = girih_data3d.prepare_scan(girih_data3d.read_source(source), spec)
+    return image.values, prepared
