@@ -150,6 +150,21 @@ def test_offsets_are_shares_of_half_a_size() -> None:
         torch.testing.assert_close(found[0, q, 1, level, point, axis], want)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("what", "entry"), [(0, 1), (0, 4), (1, 1)])
+def test_what_leads_to_no_finite_location_adds_nothing_and_has_no_gradient(what, entry, bad) -> None:
+    value, shapes, points, offsets, logits = points_and_offsets([(3, 4, 5), (2, 1, 3)], 6)
+    parts = [points, offsets]
+    parts[what][0, 0, ..., entry] = bad
+    leaves = [part.requires_grad_() for part in (value, points, offsets, logits)]
+    out = fused_deformable_attention_reference(value, shapes, *leaves[1:])
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert not out[0, 0].any()
+    assert not any(gradient[0, 0].any() for gradient in gradients[1:])
+    assert out[0, 1].any()
+
+
 @pytest.mark.parametrize("size", [3, 6])
 def test_the_fused_one_is_softmax_and_the_plain_one(size) -> None:
     value, shapes, points, offsets, logits = points_and_offsets([(3, 4, 5), (2, 1, 3)], size)

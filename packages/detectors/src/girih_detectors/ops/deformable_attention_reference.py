@@ -34,7 +34,7 @@ def deformable_attention_reference(
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     wide = wide_dtype(value)
-    levels = value.to(wide).split([d * h * w for d, h, w in spatial_shapes], dim=1)
+    levels = torch.split(value.to(wide), [d * h * w for d, h, w in spatial_shapes], dim=1)
     locations, weights = sampling_locations.to(wide), attention_weights.to(wide)
     out = value.new_zeros((batch * heads, channels, queries), dtype=wide)
     for index, shape in enumerate(spatial_shapes):
@@ -72,17 +72,29 @@ def sampling_locations(
     offsets: Float[Tensor, "b q h l p 3"],
     spatial_shapes: Sequence[tuple[int, int, int]],
 ) -> Float[Tensor, "b q h l p 3"]:
-    """Return point + offset / (W, H, D) of the level, or, for points with a size, centre + offset / p * size * 0.5."""
-    centre = reference_points[:, :, None, None, None, :3]
-    if reference_points.shape[-1] == 3:
-        return centre + offsets * per_voxel(spatial_shapes, offsets)
-    return centre + offsets * (reference_points[:, :, None, None, None, 3:] * (0.5 / offsets.shape[-2]))
+    """Return point + offset / (W, H, D) of the level, or, for points with a size, centre + offset / p * size * 0.5.
+
+    What would not be finite lies at -1, outside, and passes no gradient on.
+    """
+    centre, step = centre_and_step(reference_points, spatial_shapes, offsets.shape[-2])
+    finite = (centre + offsets * step).isfinite()
+    # each factor is masked, not the sum: its derivative by one is the other, and zero times infinity is not zero
+    centre, offsets, step = (
+        torch.where(finite, part, fill) for part, fill in ((centre, -1.0), (offsets, 0.0), (step, 0.0))
+    )
+    return centre + offsets * step
 
 
-def per_voxel(spatial_shapes: Sequence[tuple[int, int, int]], like: Tensor) -> Float[Tensor, "l 1 3"]:
-    """Return 1 / (W, H, D) of each level: one voxel, as a share of the level along x, y and z."""
-    rows = [[1 / w, 1 / h, 1 / d] for d, h, w in spatial_shapes]
-    return torch.tensor(rows, dtype=like.dtype, device=like.device)[:, None]
+def centre_and_step(
+    reference_points: Float[Tensor, "b q r"], spatial_shapes: Sequence[tuple[int, int, int]], points: int
+) -> tuple[Float[Tensor, "b q 1 1 1 3"], Float[Tensor, "..."]]:
+    """Return a and s of location = a + s * offset; s is that of each level, (l, 1, 3), or of each box, as a is."""
+    boxes = reference_points[:, :, None, None, None]
+    if boxes.shape[-1] == 6:
+        return boxes[..., :3], boxes[..., 3:] * (0.5 / points)
+    # filled on the device: a tensor made of a list would be copied there, and the host would wait
+    voxels = [boxes.new_full((1,), 1 / extent) for shape in spatial_shapes for extent in reversed(shape)]
+    return boxes, torch.cat(voxels).view(-1, 1, 3)
 
 
 def wide_dtype(value: Tensor) -> torch.dtype:
@@ -98,8 +110,7 @@ def planes(level: Float[Tensor, "b n h c"], shape: tuple[int, int, int]) -> Floa
 
 def grid(locations: Float[Tensor, "b q h p 3"]) -> Float[Tensor, "b*h 1 q p 3"]:
     """Return locations of one level as `grid_sample` wants them: in [-1, 1], the heads in the batch."""
-    outside = locations.new_tensor(-1.0)
-    finite = torch.where(locations.abs() < FAR, locations, outside)  # NaN compares as false
+    finite = torch.where(locations.abs() < FAR, locations, -1.0)  # NaN compares as false
     return (2 * finite - 1).transpose(1, 2).flatten(0, 1)[:, None]
 
 
