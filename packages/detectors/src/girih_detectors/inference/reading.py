@@ -1,7 +1,7 @@
 """Tiles of a volume, read by threads while the caller works, and those that are worth reading."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ READERS = 4
 
 def read_batches(
     image: Volume, tiles: Sequence[Triple], patch_zyx: Triple, batch_size: int, *, pin: bool = False
-) -> Iterator[tuple[Sequence[Triple], Float32[Tensor, "b c z y x"]]]:
+) -> Generator[tuple[Sequence[Triple], Float32[Tensor, "b c z y x"]], None, None]:
     """Yield the starts and the voxels of all tiles, batch by batch and in order, reading ahead of the caller.
 
     Memory holds the caller's batch and the next ones, with `READERS` tiles or a batch, whichever is more. Close the
@@ -75,7 +75,7 @@ def tiles_with(valid: Mask, tiles: Sequence[Triple], patch_zyx: Triple) -> list[
     parts = [inside(start, patch_zyx, (z, y, x)) for start in tiles]
     # between neighbouring cuts every voxel lies in the same tiles
     cuts = [sorted({edge for part in parts for edge in (part[axis].start, part[axis].stop)}) for axis in range(3)]
-    slabs = [np.asarray(valid[a:b, 0:y, 0:x]).any(axis=0) for a, b in pairwise(cuts[0])]
+    slabs = [np.logical_or.reduce(valid[a:b, 0:y, 0:x], axis=0) for a, b in pairwise(cuts[0])]
     cells = np.stack([_any_between(slab, cuts[1], cuts[2]) for slab in slabs])
     number = [{edge: i for i, edge in enumerate(edges)} for edges in cuts]
     return [
@@ -87,4 +87,5 @@ def tiles_with(valid: Mask, tiles: Sequence[Triple], patch_zyx: Triple) -> list[
 
 def _any_between(plane: Bool[np.ndarray, "y x"], rows: list[int], columns: list[int]) -> Bool[np.ndarray, "cy cx"]:
     """Whether a plane has a True pixel between neighbouring rows and columns."""
-    return np.logical_or.reduceat(np.logical_or.reduceat(plane, rows[:-1], axis=0), columns[:-1], axis=1)
+    bands = np.logical_or.reduceat(plane, rows[:-1], axis=0)
+    return np.logical_or.reduceat(bands, columns[:-1], axis=1)
