@@ -106,6 +106,16 @@ class FiltersInDetectOnly(RetinaUNet):
         return [{key: value[:3] for key, value in one.items()} for one in super().detect(images)]
 
 
+class LooksAtItsNeighbours(RetinaUNet):
+    def detect(self, images):
+        return super().detect(images - images.mean(0, keepdim=True) if len(images) > 1 else images)
+
+
+class HidesWhatIsNotFinite(RetinaUNet):
+    def detect(self, images):
+        return super().detect(images.nan_to_num(0))
+
+
 class LearnsNothing(RetinaUNet):
     def forward(self, images, targets):
         return {"loss": 0 * next(self.parameters()).sum()}
@@ -173,6 +183,8 @@ BROKEN = [
     (Unsorted, "check_detections_are_sorted_and_inside"),
     (SwapsAxes, "check_anisotropic_patch"),
     (TakesAnyChannels, "check_one_and_four_channels"),
+    (LooksAtItsNeighbours, "check_neighbours_in_the_batch_change_nothing"),
+    (HidesWhatIsNotFinite, "check_whole_volume"),
     (Forgetful, "check_state_round_trip"),
     (BfloatLoss, "check_bfloat16"),
     (OtherWhenCompiled, "check_tensors_compile"),

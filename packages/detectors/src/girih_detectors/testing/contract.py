@@ -12,6 +12,8 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     detection_checks.check_detections_are_sorted_and_inside,
     detection_checks.check_anisotropic_patch,
     detection_checks.check_one_and_four_channels,
+    detection_checks.check_neighbours_in_the_batch_change_nothing,
+    detection_checks.check_whole_volume,
     deployment_checks.check_state_round_trip,
     deployment_checks.check_bfloat16,
     deployment_checks.check_tensors_compile,

@@ -1,8 +1,10 @@
 """Checks of what a detector finds, and of the images it takes."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..inference import detect_volume
 from ..interfaces import Detector
 from .subject import Make, build, require
 from .tiny import toy_batch
@@ -31,6 +33,41 @@ def check_one_and_four_channels(make: Make) -> None:
         except ValueError:
             continue
         raise AssertionError(f"{channels + 1} channels were taken by a detector for {channels}")
+
+
+def check_neighbours_in_the_batch_change_nothing(make: Make) -> None:
+    """`detect` finds in an image what it finds when the image is alone, within 1e-3."""
+    detector = build(make).eval()
+    images, _ = toy_batch((2, 0, 3))
+    for row, together in enumerate(detector.detect(images)):
+        (alone,) = detector.detect(images[row : row + 1])
+        for key in ("boxes", "scores", "labels"):
+            a, b = torch.as_tensor(together[key]), torch.as_tensor(alone[key])
+            same = a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+            require(same, f"image {row} has other {key} in a batch of {len(images)} than alone")
+
+
+def check_whole_volume(make: Make) -> None:
+    """`detect_volume` takes it tile by tile and mirrored; what is not finite in the image is an error with its tile."""
+    detector, patch = build(make), (16, 16, 16)
+    image = toy_batch((3,), shape=(16, 16, 28))[0][0].numpy()
+    found = detect_volume(detector, image, patch_zyx=patch, batch_size=3)
+    boxes, scores, labels = (np.asarray(found[key]) for key in ("boxes", "scores", "labels"))
+    require(
+        boxes.shape == (len(scores), 6) and labels.shape == scores.shape, "boxes, scores and labels differ in number"
+    )
+    require(bool(((boxes >= 0) & (boxes <= [16, 16, 28] * 2)).all()), "a box reaches out of the volume")
+    require(bool(((scores >= 0) & (scores <= 1)).all()), "a score lies outside [0, 1]")
+    require(bool((scores[1:] <= scores[:-1]).all()), "scores do not descend")
+    image[:, 0, 0, -1] = np.nan
+    try:
+        detect_volume(detector, image, patch_zyx=patch, mirror=False)
+    except ValueError as error:
+        require("(0, 0, 12)" in str(error), f"wanted the tile (0, 0, 12) in the error: {error}")
+        return
+    raise AssertionError(
+        "an image with a NaN was taken: `detect` has to raise ValueError where its output is not finite"
+    )
 
 
 def require_detections(detector: Detector, images: Tensor) -> None:
