@@ -96,7 +96,7 @@ def _get(detections: Mapping[str, Any], where: str, name: str) -> Any:
 
 def _numbers(detections: Mapping[str, Any], where: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     value = _get(detections, where, name)
-    wanted = f"wanted finite numbers of shape {shape}, one row per score"
+    wanted = f"wanted finite numbers of shape {shape}"
     try:
         found = np.asarray(value)
     except ValueError as error:
