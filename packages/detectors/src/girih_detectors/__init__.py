@@ -4,6 +4,7 @@ from .anchor_truth import AnchorTruth, anchor_truth
 from .anchors import CENTRE_OFFSET, AnchorGrid, anchor_grid
 from .atss import AnchorMatch, match_atss
 from .coder import decode, encode
+from .deformable_attention import DeformableAttention3D, zyx_to_grid
 from .flavours import Flavour, FocalL1, HnmGiou
 from .hard_negatives import sample_anchors
 from .heads import BoxHead, ClassHead, SegmentationHead
@@ -32,6 +33,7 @@ __all__ = [
     "AnchorTruth",
     "BoxHead",
     "ClassHead",
+    "DeformableAttention3D",
     "Detections",
     "Detector",
     "Flavour",
@@ -67,4 +69,5 @@ __all__ = [
     "volume",
     "weighted_box_clustering",
     "weighted_nms",
+    "zyx_to_grid",
 ]
