@@ -154,6 +154,18 @@ def test_what_is_dropped_on_the_way() -> None:
     assert merge(sets, SHAPE, Merging(max_detections=1))["boxes"].tolist() == [BOX]
 
 
+@pytest.mark.parametrize("tile_nms", ["weighted", "plain"])
+def test_each_set_is_cut_before_the_sets_are_joined(tile_nms) -> None:
+    far = [12.0, 12, 12, 16, 16, 16]
+    sets = [candidates([(BOX, 0.9, 0, 1.0), (far, 0.8, 0, 1.0)]), candidates([(far, 0.7, 0, 1.0)])]
+    whole = merge(sets, SHAPE, Merging(tile_nms=tile_nms))
+    assert whole["boxes"].tolist() == [far, BOX]
+    assert whole["scores"] == pytest.approx([0.75, 0.45])
+    cut = merge(sets, SHAPE, Merging(tile_nms=tile_nms, max_detections=1))  # `far` is left in one set only
+    assert cut["boxes"].tolist() == [BOX]
+    assert cut["scores"] == pytest.approx([0.45])
+
+
 def test_candidates_can_be_merged_again() -> None:
     sets = [crowd(30, 0), crowd(30, 1)]
     before = [{key: value.clone() for key, value in one.items()} for one in sets]

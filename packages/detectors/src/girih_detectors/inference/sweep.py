@@ -46,11 +46,11 @@ class SweepResult:
     """The best merging found."""
 
     merging: Merging
-    """It, and `start` where no score was a number."""
+    """`start` if no score was a number."""
     score: float
-    """What it reached."""
+    """What this merging reached; never less than `start_score`."""
     start_score: float
-    """What `start` reached; `score` is never less."""
+    """What `start` reached."""
     rows: tuple[SweepRow, ...]
     """All trials in the order they were made."""
 

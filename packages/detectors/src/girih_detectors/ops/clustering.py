@@ -32,7 +32,8 @@ def weighted_box_clustering(
         score = sum(a_j s_j) / (sum(a_j) + max(0, expected - m) * mean(a_j)),  box = sum(a_j s_j b_j) / sum(a_j s_j)
 
     so that an object which few have seen scores low. Both are computed relative to the box that leads: a cluster of one
-    or of identical boxes has that box, bit for bit. The leaders and clusters are those of `class_nms`.
+    or of identical boxes has that box, bit for bit. The boxes that lead are those that `class_nms` keeps. On CUDA the
+    last digit of a mean may change from run to run, as `index_add_` adds in any order.
 
     Args:
         boxes: of all models and mirrorings, in any unit.
@@ -44,8 +45,8 @@ def weighted_box_clustering(
         score_threshold: in [0, 1); a cluster stays if its score is greater.
 
     Raises:
-        ValueError: lengths that differ, a threshold outside its range, `expected` below 1, a box or score that is not
-            as said (naming its row).
+        ValueError: lengths that differ, a threshold outside its range, `expected` below 1, a box, score or weight
+            that is not as said (naming its row).
     """
     leads = class_nms(boxes, scores, labels, iou_threshold)  # refuses other shapes
     _check(boxes, scores, weights, expected, score_threshold)
