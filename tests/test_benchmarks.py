@@ -9,15 +9,28 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_objectives_are_measured_against_their_references() -> None:
+def tiny(script: str) -> str:
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "objectives.py", "--tiny"],
+        [sys.executable, ROOT / "benchmarks" / script, "--tiny"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_objectives_are_measured_against_their_references() -> None:
+    found = tiny("objectives.py")
     for name in ("mae", "s3d", "models_genesis", "voco", "multitalent"):
-        assert re.search(rf"^\| {name} \| [\dx ]+ \|", done.stdout, re.MULTILINE), done.stdout
-    assert "| 4 x 16^3 |" in done.stdout
-    assert re.search(r"^\| Models Genesis, speed .* \| >= 10 \|", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^\| {name} \| [\dx ]+ \|", found, re.MULTILINE), found
+    assert "| 4 x 16^3 |" in found
+    assert re.search(r"^\| Models Genesis, speed .* \| >= 10 \|", found, re.MULTILINE), found
+
+
+def test_inference_is_measured() -> None:
+    found = tiny("inference.py")
+    assert "| 256x256x256 | 64 | 37 | 27 | 2.4x |" in found
+    assert re.search(r"^\| 200 boxes, scattered \| girih \| \d+ \| [\d.]+ \|", found, re.MULTILINE), found
+    assert re.search(r"^\| retina_unet_v002 at 1/16 .* \| 64\^3, 64\^3 \| 1 x 8 \|", found, re.MULTILINE), found
+    assert re.search(r"^\| 60x48x48 \| 24\^3 \| 0.5 \| 36 \| \d+ \|", found, re.MULTILINE), found

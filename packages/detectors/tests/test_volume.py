@@ -306,7 +306,7 @@ def test_a_tile_that_cannot_be_read_is_named() -> None:
         detect_volume(model, Short(noise(24, 16, 16)), patch_zyx=(16, 16, 16))
 
 
-def test_output_that_is_not_finite_is_refused_with_its_tile() -> None:
+def test_output_that_makes_no_sense_is_refused_with_its_tile() -> None:
     class Wrong(BrightBoxes):
         def _one(self, image):
             found = super()._one(image)
@@ -319,7 +319,12 @@ def test_output_that_is_not_finite_is_refused_with_its_tile() -> None:
             ValueError, match=r"^tiles starting at \[\(8, 0, 0\)\] .*: the detector returned .* not finite"
         ):
             detect_volume(model, planted((24, 16, 16), [(20, 2, 2, 22, 4, 4)], [0.5]), patch_zyx=(16, 16, 16))
-    image = noise(24, 16, 16)
+    objects = planted((16, 16, 16), [(2, 2, 2, 4, 4, 4)], [31.5])
+    with pytest.raises(ValueError, match=r"tiles .* the detector returned the score 1\.5, wanted 0\.\.1"):
+        detect_volume(BrightBoxes(), objects, patch_zyx=(16, 16, 16))
+    with pytest.raises(ValueError, match=r"tiles .* the detector returned the label 3, wanted 0\.\.1"):
+        detect_volume(BrightBoxes(), np.minimum(objects, 30.5), patch_zyx=(16, 16, 16))
+    image = planted((24, 16, 16), [], [])
     image[0, 20] = np.nan
     with pytest.raises(
         ValueError, match=r"^model 2 of 2, tiles starting at \[\(8, 0, 0\)\].* class scores are not finite"

@@ -154,6 +154,10 @@ def _detect(
     labels = torch.cat([torch.as_tensor(one["labels"]) for one in found]).to("cpu", torch.int64)
     if not bool(torch.isfinite(boxes).all() & torch.isfinite(scores).all()):
         raise ValueError("the detector returned boxes or scores that are not finite")
+    for name, column, most in (("score", scores, 1), ("label", labels, len(model.classes) - 1)):
+        wrong = (column < 0) | (column > most)
+        if bool(wrong.any()):
+            raise ValueError(f"the detector returned the {name} {column[wrong][0].item()}, wanted 0..{most}")
     of_tile = [len(one["scores"]) for one in found]
     of_mirroring = [sum(of_tile[i : i + len(starts)]) for i in range(0, len(of_tile), len(starts))]
     z, y, x = images.shape[2:]
