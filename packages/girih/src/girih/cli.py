@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "Find objects in scans with a trained detector, or several together.",
     "sweep": "Search how the boxes of a detector are best merged, on labelled cases.",
     "evaluate": "Score predicted boxes against the truth: AP and FROC with intervals.",
+    "look": "See predicted boxes on their scans: a page to scroll through, and pictures.",
 }
 USAGE = "usage: girih COMMAND [OPTIONS]\n\n3D medical object detection with pre-training.\n\ncommands:\n{}\n\n{}"
 HINT = "girih COMMAND --help tells the options of one command. GIRIH_TRACEBACK=1 shows where an error came from."

@@ -1,8 +1,8 @@
-"""What came out: a progress plot of a run, overlay pictures of predictions, and one self-contained HTML page."""
+"""What came out: a progress plot of a run, pictures of predictions, and self-contained HTML pages."""
 
-from girih.report.montage import montage
+from girih.report.looking import look
 from girih.report.page import Arm, write_report
 from girih.report.plots import progress_png
 from girih.report.reconstruction import reconstruction_png
 
-__all__ = ["Arm", "montage", "progress_png", "reconstruction_png", "write_report"]
+__all__ = ["Arm", "look", "progress_png", "reconstruction_png", "write_report"]

@@ -1,11 +1,11 @@
-"""Findings as HTML: grey slices as PNG, boxes as SVG on top, sharp at any zoom. No script, nothing from outside."""
+"""Findings as HTML: grey slices as PNG, boxes as SVG on top, sharp at any zoom."""
 
-import base64
 from collections.abc import Iterable
 from html import escape
 
+from girih.report.markup import data_uri
 from girih.report.overlays import OUTLINES, CaseView, Finding, Mark
-from girih.report.slices import Plane, Rectangle, Region, grey, grey_png, in_hounsfield, read_region, window_for
+from girih.report.slices import Plane, Rectangle, Region, grey, grey_png, read_region, window_for
 
 WHOLE_PIXELS = 256
 """Longest side of the overview of a slice; it only says where the close-up lies."""
@@ -13,13 +13,13 @@ FIELD_PIXELS = 512
 """Longest side of a close-up; smaller ones keep the voxels of the scan."""
 
 
-def legend() -> str:
-    """Return what the outlines mean, as HTML."""
+def legend(*, truth: bool = True, unjudged: bool = False) -> str:
+    """Return what the outlines mean, as HTML: of boxes compared with a truth, of boxes without one, or of both."""
     rows = "".join(
         f'<li><svg viewBox="0 0 26 16" aria-hidden="true"><rect class="halo" x="2" y="2" width="22" height="12"/>'
         f'<rect class="{kind}" x="2" y="2" width="22" height="12"/></svg>{escape(meaning)}</li>'
         for kind, (_, _, meaning) in OUTLINES.items()
-        if kind != "prediction"
+        if (unjudged if kind == "prediction" else truth)
     )
     return f'<ul class="legend">{rows}</ul>'
 
@@ -27,7 +27,7 @@ def legend() -> str:
 def outline_css() -> str:
     """Return the style of the outlines."""
     return "".join(
-        f".{kind}{{stroke:{colour}{';stroke-dasharray:5 3' if dashed else ''}}}"
+        f".{kind}{{stroke:{colour}{';stroke-dasharray:5 3' if dashed else ''}}}.is-{kind}{{--kind:{colour}}}"
         for kind, (colour, dashed, _) in OUTLINES.items()
     )
 
@@ -38,9 +38,9 @@ def card(view: CaseView, finding: Finding, number: int, *, with_case_id: bool = 
     `number` makes the picture's name unique on the page.
     """
     heading = f"{view.case_id}: {finding.heading}" if with_case_id else finding.heading
-    values = read_region(view.case, finding.slice_index, finding.field)
-    whole = read_region(view.case, finding.slice_index, view.plane.whole)
-    window = window_for(values, whole, hounsfield=in_hounsfield(view.case))
+    values = read_region(view.volume, finding.slice_index, finding.field)
+    whole = read_region(view.volume, finding.slice_index, view.plane.whole)
+    window = window_for(values, whole, hounsfield=view.volume.hounsfield)
     overview = grey_png(grey(whole, view.plane, window), WHOLE_PIXELS)
     close_up = grey_png(grey(values, view.plane, window), FIELD_PIXELS)
     where = f"slice {finding.slice_index + 1} of {view.n_slices}"
@@ -54,11 +54,6 @@ def card(view: CaseView, finding: Finding, number: int, *, with_case_id: bool = 
         f"<span>{escape(where)}; {escape(window.name)}</span></figcaption>"
         f'<div class="panels">{"".join(panels)}</div></figure>'
     )
-
-
-def data_uri(png: bytes) -> str:
-    """Return a PNG as the address of itself."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _overview(plane: Plane, field: Region, png: bytes, where: str) -> str:

@@ -1,7 +1,7 @@
 """Which boxes to draw, on which slices, under which heading; `gallery` and `montage` make the pictures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from jaxtyping import Float64
 
 from girih.report.files import Boxes
 from girih.report.slices import Plane, Region, plane_of
-from girih.report.verdicts import Judged, PredictionKind, TruthKind
-from girih_data3d import Case, Store, move_boxes
+from girih.report.verdicts import GRID_TOLERANCE, Judged, PredictionKind, TruthKind
+from girih.report.volumes import Volume, open_volumes
+from girih_data3d import move_boxes
 from girih_metrics import pairwise_iou
 
 Kind = PredictionKind | TruthKind
@@ -36,7 +37,7 @@ FIELD_MM = 60.0
 
 @dataclass(frozen=True)
 class Mark:
-    """A box to draw, in voxel edges of the prepared case."""
+    """A box to draw, in voxel edges of the volume."""
 
     kind: Kind
     box: Float64[np.ndarray, "6"]
@@ -62,9 +63,11 @@ class CaseView:
     """What is to be seen of one case."""
 
     case_id: str
-    case: Case
+    volume: Volume
     plane: Plane
     n_slices: int
+    judged: Mapping[str, Judged]
+    """Arm -> predictions."""
     marks: Mapping[str, Sequence[Mark]]
     """Arm -> boxes to draw."""
     findings: Sequence[Finding]
@@ -72,8 +75,11 @@ class CaseView:
     """The objects that are not scored."""
     remarks: Mapping[str, str]
     """Arm -> how it did in this case."""
-    badness: tuple[int, float]
-    """Misses of all arms, and the highest score of a false positive."""
+
+    @property
+    def remark(self) -> str:
+        """How all arms did."""
+        return "; ".join(f"{arm}: {remark}" if arm else remark for arm, remark in self.remarks.items())
 
     def drawn(self, arm: str, finding: Finding) -> list[Mark]:
         """Return the marks of `arm` that cut the finding's slice within its field, true objects first."""
@@ -92,52 +98,103 @@ class _Place:
     remarks: Mapping[str, str]
 
 
-def view_cases(judged: Mapping[str, Mapping[str, Judged]], store: Path, iou: float) -> list[CaseView]:
-    """Return what is to be seen of every case, worst first: by misses, then by the highest false positive.
+def view_cases(
+    judged: Mapping[str, Mapping[str, Judged]], data: Path, iou: float, *, modality: str | None = None
+) -> Iterator[CaseView]:
+    """Yield what is to be seen of every case, worst first: by misses, then by the highest false positive.
+
+    A scan is opened when its turn comes, and can be forgotten with its view.
+
+    Args:
+        judged: case -> arm -> predictions.
+        data: the prepared dataset, or the scans.
+        iou: overlap from which a box belongs to a place.
+        modality: of scans that do not say it themselves.
 
     Raises:
-        ValueError: the store lacks a case, or is damaged.
+        ValueError: there is no scan of a case, it is damaged, or it is not the one that the boxes are of.
     """
-    opened = Store.open(store)
-    missing = sorted(set(judged) - set(opened.case_ids))
+    scans = open_volumes(data, modality=modality)
+    missing = sorted(set(judged) - set(scans))
     if missing:
-        raise ValueError(f"{store}: has no case {missing[0]!r}; {len(missing)} of {len(judged)} cases are missing")
-    views = [view_case(case_id, opened[case_id], arms, iou) for case_id, arms in judged.items()]
-    return sorted(views, key=lambda view: view.badness, reverse=True)
+        raise ValueError(f"{data}: has no case {missing[0]!r}; {len(missing)} of {len(judged)} cases are missing")
+    for case_id in sorted(judged, key=lambda case_id: _badness(judged[case_id]), reverse=True):
+        yield view_case(scans[case_id](), judged[case_id], iou)
 
 
-def view_case(case_id: str, case: Case, arms: Mapping[str, Judged], iou: float) -> CaseView:
-    """Choose what to draw and where to look in one case. All arms have the same truth."""
+def view_case(volume: Volume, arms: Mapping[str, Judged], iou: float) -> CaseView:
+    """Choose what to draw and where to look in one case. All arms have the same truth.
+
+    Raises:
+        ValueError: the boxes are of another grid than the volume's source.
+    """
+    for arm, judged in arms.items():
+        _check_grid(volume, arm, judged.predictions)
     kinds = {arm: judged.kinds() for arm, judged in arms.items()}
     truth = next(iter(arms.values())).truth
     objects, ignored = list[_Place](), list[_Place]()
     if truth is not None:
-        objects = [_object_place(truth, row, arms, kinds, iou) for row in _scored_rows(arms)]
+        objects = [_object_place(truth, row, arms, iou) for row in _scored_rows(arms)]
         ignored = [_ignored_place(truth, int(row), arms, iou) for row in np.flatnonzero(truth.ignore)]
     wrong = _prediction_places(arms, kinds, iou)
     marks = {
-        arm: _marks(judged, kinds[arm], case, {place.rows[arm] for place in (*objects, *ignored, *wrong)})
+        arm: _few_marks(judged, volume, {place.rows[arm] for place in (*objects, *ignored, *wrong)})
         for arm, judged in arms.items()
     }
-    plane, n_slices = plane_of(case), case.shape[1]
+    plane = plane_of(volume)
 
     def look(place: _Place) -> Finding:
-        return _finding(place, arms, case, plane, n_slices)
+        return _finding(place, arms, volume, plane)
 
     return CaseView(
-        case_id=case_id,
-        case=case,
+        case_id=volume.case_id,
+        volume=volume,
         plane=plane,
-        n_slices=n_slices,
+        n_slices=volume.shape_zyx[0],
+        judged=arms,
         marks=marks,
         findings=[look(place) for place in (*objects[:MAX_OBJECTS], *wrong)],
         ignored=[look(place) for place in ignored],
         remarks={arm: _remark(judged, kinds[arm]) for arm, judged in arms.items()},
-        badness=(
-            sum(judged.true_kinds().count("missed") for judged in arms.values()),
-            max(score for arm, judged in arms.items() for score in (0.0, *_wrong_scores(judged, kinds[arm]))),
-        ),
     )
+
+
+def marks_of(judged: Judged, volume: Volume) -> list[Mark]:
+    """Return all boxes of an arm in the voxels of the volume: true objects in file order, predictions by score."""
+    predictions, truth, kinds = judged.predictions, judged.truth, judged.kinds()
+    moved = move_boxes(predictions.boxes, predictions.affine, volume.affine)
+    true_marks = (
+        [
+            Mark(kind, box, truth.classes[label], None)
+            for kind, box, label in zip(
+                judged.true_kinds(), move_boxes(truth.boxes, truth.affine, volume.affine), truth.labels, strict=True
+            )
+        ]
+        if truth is not None
+        else []
+    )
+    return true_marks + [
+        Mark(kinds[row], moved[row], predictions.classes[predictions.labels[row]], float(predictions.scores[row]))
+        for row in judged.by_score()
+    ]
+
+
+def _badness(arms: Mapping[str, Judged]) -> tuple[int, float]:
+    """Misses of all arms, and the highest score of a false positive."""
+    return (
+        sum(judged.true_kinds().count("missed") for judged in arms.values()),
+        max(score for judged in arms.values() for score in (0.0, *_wrong_scores(judged, judged.kinds()))),
+    )
+
+
+def _check_grid(volume: Volume, arm: str, boxes: Boxes) -> None:
+    same = np.allclose(boxes.affine, volume.source_affine, rtol=0, atol=GRID_TOLERANCE)
+    if boxes.shape_zyx != volume.source_shape_zyx or not same:
+        raise ValueError(
+            f"case {volume.case_id!r}: the boxes{f' of {arm!r}' * bool(arm)} are of a scan of shape {boxes.shape_zyx} "
+            f"with affine {boxes.affine.tolist()}, the scan's are {volume.source_shape_zyx} and "
+            f"{volume.source_affine.tolist()}"
+        )
 
 
 def _scored_rows(arms: Mapping[str, Judged]) -> list[int]:
@@ -148,17 +205,12 @@ def _scored_rows(arms: Mapping[str, Judged]) -> list[int]:
     return sorted(counted, key=lambda row: -misses[row])
 
 
-def _object_place(
-    truth: Boxes, row: int, arms: Mapping[str, Judged], kinds: Mapping[str, Sequence[PredictionKind]], iou: float
-) -> _Place:
+def _object_place(truth: Boxes, row: int, arms: Mapping[str, Judged], iou: float) -> _Place:
     rows, remarks = dict[str, int | None](), dict[str, str]()
     for arm, judged in arms.items():
-        same_class = judged.predictions.labels == truth.labels[row]
-        hits = [n for n in judged.at(truth.boxes[row], iou) if kinds[arm][n] == "tp" and same_class[n]]
-        rows[arm], remarks[arm] = None, judged.true_kinds()[row]
-        if remarks[arm] == "found" and hits:
-            rows[arm] = hits[0]
-            remarks[arm] += f", score {judged.predictions.scores[hits[0]]:.2f}"
+        rows[arm], remarks[arm] = judged.found_by(row, iou), judged.true_kinds()[row]
+        if (finder := rows[arm]) is not None:
+            remarks[arm] += f", score {judged.predictions.scores[finder]:.2f}"
     return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", truth.boxes[row], rows, remarks)
 
 
@@ -219,38 +271,26 @@ def _remark(judged: Judged, kinds: Sequence[PredictionKind]) -> str:
     return f"found {found} of {n}, {best}"
 
 
-def _marks(judged: Judged, kinds: Sequence[PredictionKind], case: Case, looked_at: set[int | None]) -> list[Mark]:
+def _few_marks(judged: Judged, volume: Volume, looked_at: set[int | None]) -> list[Mark]:
     """The true objects, then true positives, the highest false positives and what belongs to a place, by score."""
-    predictions, truth = judged.predictions, judged.truth
+    kinds = judged.kinds()
     few = set(_wrong_rows(judged, kinds)[:FALSE_POSITIVES]) | looked_at
-    moved = move_boxes(predictions.boxes, predictions.affine, case.affine)
-    true_marks = (
-        [
-            Mark(kind, box, truth.classes[label], None)
-            for kind, box, label in zip(
-                judged.true_kinds(), move_boxes(truth.boxes, truth.affine, case.affine), truth.labels, strict=True
-            )
-        ]
-        if truth is not None
-        else []
-    )
-    return true_marks + [
-        Mark(kinds[row], moved[row], predictions.classes[predictions.labels[row]], float(predictions.scores[row]))
-        for row in judged.by_score()
-        if kinds[row] == "tp" or row in few
-    ]
+    marks, order = marks_of(judged, volume), judged.by_score()
+    n_true = len(marks) - len(order)
+    predicted = zip(order, marks[n_true:], strict=True)
+    return marks[:n_true] + [mark for row, mark in predicted if kinds[row] == "tp" or row in few]
 
 
-def _finding(place: _Place, arms: Mapping[str, Judged], case: Case, plane: Plane, n_slices: int) -> Finding:
+def _finding(place: _Place, arms: Mapping[str, Judged], volume: Volume, plane: Plane) -> Finding:
     """Look at a place where the boxes of most arms cut the slice, else at its middle."""
-    box = move_boxes(place.box[None], next(iter(arms.values())).predictions.affine, case.affine)[0]
+    box = move_boxes(place.box[None], next(iter(arms.values())).predictions.affine, volume.affine)[0]
     partners = [
-        move_boxes(judged.predictions.boxes[[row]], judged.predictions.affine, case.affine)[0, [0, 3]]
+        move_boxes(judged.predictions.boxes[[row]], judged.predictions.affine, volume.affine)[0, [0, 3]]
         for arm, judged in arms.items()
         if (row := place.rows[arm]) is not None
     ]
     low, high = (float(edge) for edge in box[[0, 3]])
-    first, last = (min(max(edge, 0), n_slices - 1) for edge in (math.floor(low), math.ceil(high) - 1))
+    first, last = (min(max(edge, 0), volume.shape_zyx[0] - 1) for edge in (math.floor(low), math.ceil(high) - 1))
 
     def merit(index: int) -> tuple[int, float]:
         return sum(bool(z0 < index + 1 and z1 > index) for z0, z1 in partners), -abs(index + 0.5 - (low + high) / 2)

@@ -1,9 +1,8 @@
 """The report of an experiment: one HTML file with everything inside, for reading anywhere, offline, and on paper."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
@@ -11,16 +10,18 @@ import numpy as np
 
 from girih.atomic import write_bytes
 from girih.report.files import Interval, Scores, read_curves, read_scores
-from girih.report.gallery import card, data_uri, legend, outline_css
+from girih.report.gallery import card, legend, outline_css
+from girih.report.markup import items, package_text, page, plots, section, soft, table
 from girih.report.overlays import FALSE_POSITIVES, MAX_OBJECTS, CaseView, view_cases
 from girih.report.plots import OPERATING_POINTS, at_fppi, froc_png, loss_png
 from girih.report.summary import counted, decimals, includes_zero, limits, summary
-from girih.report.verdicts import read_judged
+from girih.report.verdicts import Judged, read_judged
+from girih.report.viewer import case_block, viewer_section
 
 MAX_CASES = 12
 """Cases in the gallery, the worst ones; `montage` draws all of them."""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""The browser itself refuses anything from outside, and every script."""
+CASE_BYTES = 2_000_000
+"""What a case may add to the page as slices to scroll through."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def write_report(
 ) -> None:
     """Write the report as one self-contained HTML file, whole or not at all.
 
-    It holds a summary, the scores, loss and FROC curves, an overlay gallery with the worst cases first, a section on
-    objects that are not scored, limits, and facts. It runs no script and loads nothing.
+    It holds a summary, the scores, loss and FROC curves, slices to scroll through, an overlay gallery with the worst
+    cases first, a section on objects that are not scored, limits, and facts. It loads nothing.
 
     Args:
         path: the HTML file; its folder must exist.
@@ -75,7 +76,7 @@ def write_report(
         raise ValueError(
             f"iou is {[other.iou for other in scores.values()]} in the scores of the arms, wanted one value"
         )
-    views = view_cases(judged, store, iou)
+    views = list(view_cases(judged, store, iou))
     trainings = {name: arm.training for name, arm in arms.items()}
     steps = {name: _last_step(training) for name, training in trainings.items()}
     said = summary(scores, steps, None if pretraining is None else _last_step(pretraining))
@@ -86,21 +87,14 @@ def write_report(
         _loss_section(trainings, pretraining),
         "" if reconstruction is None else _reconstruction_section(reconstruction),
         _froc_section(scores),
+        _viewer_section(views[:MAX_CASES], judged, iou),
         _gallery_section(views, number),
         _ignored_section(views, number, iou),
-        _section("Limits and notes", _items([*limits(scores), *notes])),
-        _section("Facts", _table(("fact", "value"), facts.items(), words=True)),
+        section("Limits and notes", items([*limits(scores), *notes])),
+        section("Facts", table(("fact", "value"), facts.items(), words=True)),
     ]
-    style = files("girih.report").joinpath("page.css").read_text(encoding="utf-8") + outline_css()
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>\n"
-        + "\n".join(sections)
-        + "\n</main></body></html>\n"
-    )
-    write_bytes(path, page.encode())
+    style = package_text("page.css") + package_text("viewer.css") + outline_css()
+    write_bytes(path, page(title, sections, style=style, script=package_text("viewer.js")).encode())
 
 
 def _scores_section(scores: Mapping[str, Scores]) -> str:
@@ -114,7 +108,7 @@ def _scores_section(scores: Mapping[str, Scores]) -> str:
         f"AP@{first.iou:g}: average precision, a prediction is a hit from an IoU of {first.iou:g}. FROC: mean "
         f"sensitivity at 1/8 to 8 false positives per image. In brackets: {first.confidence:.0%} bootstrap interval."
     )
-    return _section("Scores", _table(header, rows, said) + _differences(scores) + _class_scores(scores))
+    return section("Scores", table(header, rows, said) + _differences(scores) + _class_scores(scores))
 
 
 def _differences(scores: Mapping[str, Scores]) -> str:
@@ -124,7 +118,7 @@ def _differences(scores: Mapping[str, Scores]) -> str:
         for other, pair in arm.difference.items()
     ]
     said = "Paired differences: both arms are scored on the same bootstrap draws."
-    return _table(("difference", "AP", "includes 0", "FROC", "includes 0"), rows, said) if rows else ""
+    return table(("difference", "AP", "includes 0", "FROC", "includes 0"), rows, said) if rows else ""
 
 
 def _class_scores(scores: Mapping[str, Scores]) -> str:
@@ -136,14 +130,14 @@ def _class_scores(scores: Mapping[str, Scores]) -> str:
         (name, *(decimals(arm.per_class.get(name, undefined)[0]) for arm in scores.values()), objects)
         for name, (_, objects) in first.per_class.items()
     ]
-    return _table(("class", *(f"AP, {name}" for name in scores), "objects"), rows, "AP of each class.")
+    return table(("class", *(f"AP, {name}" for name in scores), "objects"), rows, "AP of each class.")
 
 
 def _loss_section(trainings: Mapping[str, Path], pretraining: Path | None) -> str:
-    plots = [] if pretraining is None else [("Pre-training", loss_png({"pre-training": pretraining}))]
-    plots.append(("Detector training", loss_png(trainings)))
+    drawn = [] if pretraining is None else [("Pre-training", loss_png({"pre-training": pretraining}))]
+    drawn.append(("Detector training", loss_png(trainings)))
     said = "Thin: as logged. Thick: moving average. Losses of different kinds of training cannot be compared."
-    return _section("Loss", _soft(said) + _plots(plots, "loss over optimiser steps"))
+    return section("Loss", soft(said) + plots(drawn, "loss over optimiser steps"))
 
 
 def _reconstruction_section(png: Path) -> str:
@@ -152,7 +146,7 @@ def _reconstruction_section(png: Path) -> str:
     except OSError as error:
         raise ValueError(f"{png}: cannot be read: {error}") from error
     said = "Middle slices of three patches: as they are, as the network was shown them, and what it made of that."
-    return _section("What pre-training restores", _soft(said) + _plots([("Pre-training", picture)], "patches restored"))
+    return section("What pre-training restores", soft(said) + plots([("Pre-training", picture)], "patches restored"))
 
 
 def _froc_section(scores: Mapping[str, Scores]) -> str:
@@ -163,8 +157,13 @@ def _froc_section(scores: Mapping[str, Scores]) -> str:
     said = "Markers: the seven operating points whose mean is the FROC score. Band: bootstrap interval."
     if any(one.froc_curve.fppi.max(initial=0.0) < points[-1] for one in scores.values()):
         said += " Dotted: beyond the last point of the curve."
-    plots = _plots([("FROC", plot)], "sensitivity over false positives per image")
-    return _section("FROC", _soft(said) + plots + _table(header, rows, "Sensitivity at the operating points."))
+    curves = plots([("FROC", plot)], "sensitivity over false positives per image")
+    return section("FROC", soft(said) + curves + table(header, rows, "Sensitivity at the operating points."))
+
+
+def _viewer_section(views: Sequence[CaseView], judged: Mapping[str, Mapping[str, Judged]], iou: float) -> str:
+    blocks = [case_block(view, number, max_bytes=CASE_BYTES, iou=iou) for number, view in enumerate(views)]
+    return viewer_section(blocks, {view.case_id: view.remark for view in views}, judged)
 
 
 def _gallery_section(views: Sequence[CaseView], number: "count[int]") -> str:
@@ -178,14 +177,13 @@ def _gallery_section(views: Sequence[CaseView], number: "count[int]") -> str:
     if len(views) > len(shown):
         said += f" Shown are {len(shown)} of {counted(len(views), 'case')}."
     bar = f'<div class="bar">{legend()}<label><input type="checkbox" id="boxes" checked> show boxes</label></div>'
-    return _section("Overlays", _soft(said) + bar + "".join(_case(view, number) for view in shown))
+    return section("Overlays", soft(said) + bar + "".join(_case(view, number) for view in shown))
 
 
 def _case(view: CaseView, number: "count[int]") -> str:
-    remarks = "; ".join(f"{arm}: {remark}" for arm, remark in view.remarks.items())
     cards = "".join(card(view, finding, next(number)) for finding in view.findings)
-    nothing = "" if cards else _soft("No object and no prediction.")
-    return f'<h3>{escape(view.case_id)}</h3>{_soft(remarks)}{nothing}<div class="findings">{cards}</div>'
+    nothing = "" if cards else soft("No object and no prediction.")
+    return f'<h3>{escape(view.case_id)}</h3>{soft(view.remark)}{nothing}<div class="findings">{cards}</div>'
 
 
 def _ignored_section(views: Sequence[CaseView], number: "count[int]", iou: float) -> str:
@@ -196,12 +194,12 @@ def _ignored_section(views: Sequence[CaseView], number: "count[int]", iou: float
     )
     found = [(view, finding) for view in views for finding in view.ignored]
     if not found:
-        return _section("Real lesions", _soft("No object of these cases is marked as a lesion outside the scores."))
+        return section("Real lesions", soft("No object of these cases is marked as a lesion outside the scores."))
     arms = list(views[0].marks)
     rows = [(view.case_id, finding.heading, *(finding.remarks[arm] for arm in arms)) for view, finding in found]
     cards = "".join(card(view, finding, next(number), with_case_id=True) for view, finding in found)
-    table = _table(("case", "lesion", *arms), rows, words=True)
-    return _section("Real lesions", f'{_soft(said)}{table}<div class="findings">{cards}</div>')
+    hits = table(("case", "lesion", *arms), rows, words=True)
+    return section("Real lesions", f'{soft(said)}{hits}<div class="findings">{cards}</div>')
 
 
 def _with_interval(number: Interval) -> str:
@@ -214,40 +212,3 @@ def _yes(answer: bool) -> str:
 
 def _last_step(metrics_jsonl: Path) -> int:
     return int(read_curves(metrics_jsonl)["step"][-1])
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
-
-
-def _items(texts: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", *, words: bool = False) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(f"<tr>{_first_cell(row[0])}{''.join(_cell(item) for item in row[1:])}</tr>" for row in rows)
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    table = f"{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="{"words" if words else "numbers"}">{table}</table></div>'
-
-
-def _first_cell(item: object) -> str:
-    return f'<th scope="row">{escape(str(item))}</th>'
-
-
-def _cell(item: object) -> str:
-    return f"<td>{escape(str(item))}</td>"
-
-
-def _plots(plots: Iterable[tuple[str, bytes]], what: str) -> str:
-    figures = "".join(
-        f'<figure><img src="{data_uri(png)}" alt="{escape(f"{name}: {what}")}">'
-        f"<figcaption>{escape(name)}</figcaption></figure>"
-        for name, png in plots
-    )
-    return f'<div class="plots">{figures}</div>'

@@ -1,6 +1,6 @@
-"""Slices of a prepared case as pictures: which way up, which grey values.
+"""Slices of a volume as pictures: which way up, which grey values.
 
-A slice is a plane of the first array axis; prepared cases lie in the closest RAS+ orientation, so it is an axial one.
+A slice is a plane of the first array axis; volumes lie in the closest RAS+ orientation, so it is an axial one.
 On paper it is radiological: the patient's right is on the left, the front is up. Paper is measured in mm.
 """
 
@@ -8,10 +8,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Num, Real, UInt8
+from jaxtyping import Float32, Num, Real, UInt8
 from PIL import Image
 
-from girih_data3d import Case
+from girih.report.volumes import Volume
 
 LUNG_HU = (-1350.0, 150.0)
 """Level -600, width 1500: the usual lung window."""
@@ -40,7 +40,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Plane:
-    """How the slices of one case lie on paper."""
+    """How the slices of one volume lie on paper."""
 
     shape_yx: tuple[int, int]
     spacing_yx_mm: tuple[float, float]
@@ -74,32 +74,23 @@ class Plane:
         return low[0], low[1], high[0], high[1]
 
 
-def plane_of(case: Case) -> Plane:
-    """Return how the slices of a prepared case lie on paper: the R, A or S end of an axis is left or up."""
-    x, y = (int(np.abs(case.affine[:3, column]).argmax()) for column in (0, 1))
+def plane_of(volume: Volume) -> Plane:
+    """Return how the slices of a volume lie on paper: the R, A or S end of an axis is left or up."""
+    x, y = (int(np.abs(volume.affine[:3, column]).argmax()) for column in (0, 1))
     return Plane(
-        shape_yx=case.shape[2:],
-        spacing_yx_mm=case.spacing_zyx_mm[1:],
-        flip_y=bool(case.affine[y, 1] > 0),
-        flip_x=bool(case.affine[x, 0] > 0),
+        shape_yx=volume.shape_zyx[1:],
+        spacing_yx_mm=volume.spacing_zyx_mm[1:],
+        flip_y=bool(volume.affine[y, 1] > 0),
+        flip_x=bool(volume.affine[x, 0] > 0),
         sides=("RAS"[x], "LPI"[x], "RAS"[y], "LPI"[y]),
     )
 
 
-def read_region(case: Case, slice_index: int, region: Region) -> Float64[np.ndarray, "y x"]:
-    """Return a region of one slice of the first channel: Hounsfield units if they can be had, else as stored."""
+def read_region(volume: Volume, slice_index: int, region: Region) -> Float32[np.ndarray, "y x"]:
+    """Return a region of one slice: Hounsfield units if they can be had, else as stored."""
     y0, x0, y1, x1 = region
-    patch = case.read_patch((slice_index, y0, x0), (1, y1 - y0, x1 - x0))
-    values = np.asarray(patch[0, 0], dtype=np.float64)
-    record = case.prepared["normalisation"]
-    if in_hounsfield(case) and record["mean"] is not None and record["std"] is not None:
-        values = values * record["std"][0] + record["mean"][0]
+    values: np.ndarray = volume.read((slice_index, y0, x0), (1, y1 - y0, x1 - x0))[0]
     return values
-
-
-def in_hounsfield(case: Case) -> bool:
-    """Return whether the stored values of a case can be turned into Hounsfield units."""
-    return case.modality == "CT" and case.prepared["normalisation"]["scheme"] in ("ct", "none")
 
 
 def window_for(field: Num[np.ndarray, "y x"], whole: Num[np.ndarray, "Y X"], *, hounsfield: bool) -> Window:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from girih.report.files import Boxes, CaseScore, Scores, read_boxes
-from girih_metrics import pairwise_iou
+from girih_metrics import match, pairwise_iou
 
 PredictionKind = Literal["tp", "fp", "neither", "prediction"]
 """True positive, false positive, neither (not counted by the scores: on an ignored object, say), not judged."""
@@ -56,53 +56,116 @@ class Judged:
             there |= ((boxes[:, :3] <= middle) & (middle < boxes[:, 3:])).all(axis=1)
         return [row for row in self.by_score() if there[row]]
 
+    def found_by(self, row: int, iou: float) -> int | None:
+        """Return the best-scored true positive of the class and at the place of a true object; None if it is missed."""
+        if self.truth is None or self.true_kinds()[row] != "found":
+            return None
+        kinds, labels = self.kinds(), self.predictions.labels
+        there = self.at(self.truth.boxes[row], iou)
+        return next((n for n in there if kinds[n] == "tp" and labels[n] == self.truth.labels[row]), None)
+
     def by_score(self) -> list[int]:
         """Return all predictions, highest score first, ties in file order."""
         return [int(row) for row in np.argsort(-self.predictions.scores, kind="stable")]
 
 
-def read_judged(arms: Mapping[str, tuple[Path, Scores | None]], truth: Path | None) -> dict[str, dict[str, Judged]]:
+def read_judged(arms: Mapping[str, tuple[Path, Scores]], truth: Path) -> dict[str, dict[str, Judged]]:
     """Return case -> arm -> what it predicted, from the predictions folder and the scores of each arm.
 
     Raises:
         ValueError: a file is missing or malformed, arms differ in their cases, or truth, predictions and scores of a
             case do not belong together; the file is named.
     """
-    cases = {
-        arm: sorted(scores.cases) if scores is not None else sorted(path.stem for path in folder.glob("*.json"))
-        for arm, (folder, scores) in arms.items()
+    cases = _same_cases({arm: sorted(scores.cases) for arm, (_, scores) in arms.items()}, truth)
+    return {
+        case_id: {arm: _scored(case_id, folder, scores, truth) for arm, (folder, scores) in arms.items()}
+        for case_id in cases
     }
+
+
+def judge(arms: Mapping[str, Path], truth: Path | None, iou: float) -> dict[str, dict[str, Judged]]:
+    """Return case -> arm -> what it predicted, compared with the truth as `girih evaluate` does.
+
+    A case without a truth file has no verdicts.
+
+    Args:
+        arms: name -> folder of detections files, one per case.
+        truth: folder of truth files; None: there is none.
+        iou: overlap of a hit.
+
+    Raises:
+        ValueError: a file is missing or malformed, arms differ in their cases, or predictions and truth of a case do
+            not belong together; the file is named.
+    """
+    listed = {arm: sorted(path.stem for path in folder.glob("*.json")) for arm, folder in arms.items()}
+    cases = _same_cases(listed, next(iter(arms.values())))
+    return {case_id: {arm: _compared(case_id, folder, truth, iou) for arm, folder in arms.items()} for case_id in cases}
+
+
+def _same_cases(cases: Mapping[str, list[str]], where: Path) -> list[str]:
     first, *others = cases
     for other in others:
         differing = sorted(set(cases[first]) ^ set(cases[other]))
         if differing:
             raise ValueError(f"arms {first!r} and {other!r} have different cases, for example {differing[0]!r}")
     if not cases[first]:
-        raise ValueError(f"{arms[first][0]}: no cases, wanted one <case_id>.json per case")
-    return {
-        case_id: {arm: _judged(case_id, folder, scores, truth) for arm, (folder, scores) in arms.items()}
-        for case_id in cases[first]
-    }
+        raise ValueError(f"{where}: no cases, wanted one <case_id>.json per case")
+    return cases[first]
 
 
-def _judged(case_id: str, folder: Path, scores: Scores | None, truth: Path | None) -> Judged:
-    path = folder / f"{case_id}.json"
-    predictions = read_boxes(path, "detections")
-    if scores is None or truth is None:
-        return Judged(predictions, None, None)
-    verdict, true_path = scores.cases[case_id], truth / f"{case_id}.json"
-    objects = read_boxes(true_path, "truth")
-    for file, what, found, wanted in (
-        (path, "classes", predictions.classes, objects.classes),
-        (path, "shape_zyx", predictions.shape_zyx, objects.shape_zyx),
-        (path, "number of boxes", len(predictions.boxes), len(verdict.tp)),
-        (path, "number of boxes", len(predictions.boxes), len(verdict.fp)),
-        (true_path, "number of boxes", len(objects.boxes), len(verdict.hit)),
+def _scored(case_id: str, folder: Path, scores: Scores, truth: Path) -> Judged:
+    predictions, objects = _read_pair(case_id, folder, truth)
+    verdict, path, true_path = scores.cases[case_id], folder / f"{case_id}.json", truth / f"{case_id}.json"
+    for file, found, wanted in (
+        (path, len(predictions.boxes), len(verdict.tp)),
+        (path, len(predictions.boxes), len(verdict.fp)),
+        (true_path, len(objects.boxes), len(verdict.hit)),
     ):
         if found != wanted:
-            raise ValueError(f"{file}: {what} is {found}, wanted {wanted}: predictions, truth and scores must agree")
+            raise ValueError(
+                f"{file}: number of boxes is {found}, wanted {wanted}: predictions, truth and scores must agree"
+            )
+    return Judged(predictions, objects, verdict)
+
+
+def _compared(case_id: str, folder: Path, truth: Path | None, iou: float) -> Judged:
+    if truth is None or not (truth / f"{case_id}.json").is_file():
+        return Judged(read_boxes(folder / f"{case_id}.json", "detections"), None, None)
+    predictions, objects = _read_pair(case_id, folder, truth)
+    matches = match(
+        [
+            {
+                "case_id": case_id,
+                "gt_boxes": objects.boxes,
+                "gt_labels": objects.labels,
+                "gt_ignore": objects.ignore,
+                "pred_boxes": predictions.boxes,
+                "pred_scores": predictions.scores,
+                "pred_labels": predictions.labels,
+            }
+        ],
+        classes=objects.classes,
+        iou=iou,
+        ignored="once",
+    )
+    rows = matches.outcome(case_id)
+    n, m = len(predictions.boxes), len(objects.boxes)
+    tp, fp, hit = (np.isin(np.arange(k), rows[name]) for k, name in ((n, "tp"), (n, "fp"), (m, "found")))
+    return Judged(predictions, objects, CaseScore(tp=tp, fp=fp, hit=hit))
+
+
+def _read_pair(case_id: str, folder: Path, truth: Path) -> tuple[Boxes, Boxes]:
+    """Predictions and truth of a case, of the same classes on the same grid."""
+    path = folder / f"{case_id}.json"
+    predictions, objects = read_boxes(path, "detections"), read_boxes(truth / f"{case_id}.json", "truth")
+    for what, found, wanted in (
+        ("classes", predictions.classes, objects.classes),
+        ("shape_zyx", predictions.shape_zyx, objects.shape_zyx),
+    ):
+        if found != wanted:
+            raise ValueError(f"{path}: {what} is {found}, wanted the truth's, {wanted}")
     if not np.allclose(predictions.affine, objects.affine, rtol=0, atol=GRID_TOLERANCE):
         raise ValueError(
             f"{path}: affine is {predictions.affine.tolist()}, wanted the truth's, {objects.affine.tolist()}"
         )
-    return Judged(predictions, objects, verdict)
+    return predictions, objects

@@ -1,0 +1,58 @@
+"""`girih look`: predictions on their scans, as pictures and as a page to scroll through."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from girih.report import look
+
+
+@dataclass(frozen=True)
+class Look:
+    """See predicted boxes on their scans: a page with slices to scroll through, and a PNG of findings per case."""
+
+    predictions: tuple[Path, ...]
+    """Folders of one JSON file per case, as `girih predict` writes them; of several, the page lets one choose."""
+    data: Path
+    """What was predicted: a dataset made by `girih prepare`, a scan, or a folder of scans."""
+    out: Path
+    """Folder for report.html and montages/."""
+    truth: Path | None = None
+    """Folder of truth files; boxes are then coloured as true positives, false positives and misses."""
+    iou: float = 0.1
+    """Overlap from which a prediction counts as a hit."""
+    worst: int = 12
+    """Cases on the page, the worst ones: most misses, then the highest false positive."""
+    case_megabytes: float = 4.0
+    """What one case may add to the page; a larger scan is shown in smaller pictures."""
+    modality: str | None = None
+    """Of scans that do not say it, as plain NIfTI files; CT brings windows in Hounsfield units."""
+
+    def run(self) -> None:
+        """Write pictures and page.
+
+        Raises:
+            ValueError: files are missing, malformed, or do not belong together, or two folders have one name.
+        """
+        folders = {folder.resolve().name: folder for folder in self.predictions}
+        if len(folders) < len(self.predictions):
+            raise ValueError(f"folders of predictions are told apart by their names, found {list(folders)} twice")
+        if not self.case_megabytes > 0:
+            raise ValueError(f"case_megabytes is {self.case_megabytes}, wanted a positive number")
+        console = Console(stderr=True)
+        with Progress(console=console) as progress:
+            bar = progress.add_task("looking", total=None)
+            report = look(
+                self.out,
+                predictions=folders,
+                data=self.data,
+                truth=self.truth,
+                iou=self.iou,
+                worst=self.worst,
+                case_bytes=round(self.case_megabytes * 1e6),
+                modality=self.modality,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+        console.print(f"Open {report}; pictures of all cases are in {report.parent / 'montages'}.")
