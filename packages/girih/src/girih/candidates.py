@@ -78,7 +78,7 @@ class CandidateFolder:
     def _load(self, case_id: str, *names: str) -> dict[str, np.ndarray]:
         path = self._file(case_id)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 return {name: file[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: cannot be read, remove it to have it made again: {error}") from error

@@ -1,0 +1,424 @@
+"""`girih predict` and `girih sweep` on real files: models, formats, processes, broken cases."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from safetensors.torch import load_file, save_file
+
+import girih.atomic
+from girih.cli import main
+from girih.commands.evaluate import evaluate
+from girih.commands.finetune import Finetune
+from girih.commands.prepare import prepare
+from girih.ensembles import load_ensemble
+from girih.inference import Inference
+from girih.loop import Training
+from girih.recipes import Recipe
+from girih_data3d import PrepareSpec, Store
+from girih_detectors.inference import Merging, collect, merge, restore
+
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:  # as a process of torchrun has it, and the networks are tiny
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def runs(store: Path, plan: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two detectors that have hardly learnt anything."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        Finetune(
+            data=store,
+            out=folder / f"run{seed}",
+            plan=plan,
+            recipe=Recipe(steps=1, lr=0.01, warmup_steps=0),
+            augmentation="none",
+            training=Training(seed=seed, device="cpu", workers=0),
+        ).run()
+    return [folder / f"run{seed}" for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(runs: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first detector finds in the dataset, in one process."""
+    out = tmp_path_factory.mktemp("alone") / "boxes"
+    assert girih_("predict", "--model", runs[0], "--data", store, "--out", out, "--fast", *CPU) == 0
+    return out
+
+
+def girih_(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def boxes_of(out: Path, case_id: str) -> dict[str, Any]:
+    return dict(json.loads((out / f"{case_id}.json").read_text()))
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_several_models_are_merged_as_one_ensemble(runs: list[Path], store: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "boxes"
+    assert girih_("predict", "--model", *runs, "--data", store, "--out", out, "--fast", *CPU) == 0
+    ensemble, case = load_ensemble(runs), Store.open(store)["case1"]
+    found = merge(
+        collect(ensemble.detectors, case.lazy(), patch_zyx=(32, 32, 32), overlap=0.25, mirror=False, batch_size=8),
+        case.shape[1:],
+        Merging(),
+    )
+    assert boxes_of(out, "case1") == restore(found, case.prepared, case_id="case1", classes=("ball",))
+    assert boxes_of(out, "case1") != boxes_of(alone, "case1")
+
+
+def test_shards_make_what_one_process_makes_whenever_they_start(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "boxes"
+    arguments = ("predict", "--model", runs[0], "--data", store, "--out", out, *CPU)
+    assert girih_(*arguments, "--fast", "--shard", "1/2") == 0
+    assert {path.stem for path in out.glob("*.json")} == {"case1"}
+    assert girih_(*arguments, "--fast", "--shard", "1/2") == 2
+    assert "already holds 1 predictions" in said_by(capsys)
+    assert girih_(*arguments, "--no-mirror", "--shard", "0/2") == 2
+    assert "overlap is 0.25, now 0.5" in said_by(capsys)
+    assert girih_(*arguments, "--fast", "--shard", "0/2") == 0
+    assert contents(out) == contents(alone)
+
+
+def test_two_processes_finish_what_they_can_and_name_what_they_cannot(
+    runs: list[Path], raw: Path, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "broken.nii.gz").write_bytes((raw / "case0.nii.gz").read_bytes()[:5000])
+    shutil.copy(raw / "case1.nii.gz", scans)
+    arguments = ["predict", "--model", str(runs[0]), "--data", str(scans), *CPU, "--out"]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "girih.cli", *arguments, str(tmp_path / "two"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert "1 of 1 cases failed, the others are done: broken:" in said  # by the process that has waited for the other
+    assert "broken.nii.gz: truncated" in said
+    assert main([*arguments, str(tmp_path / "one")]) == 2
+    assert sorted(contents(tmp_path / "one")) == ["boxes.csv", "case1.json", "slicer/case1.mrk.json"]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def write_dicom(folder: Path, image: SimpleITK.Image) -> None:
+    folder.mkdir()
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(image.GetSize()[2]):
+        plane = image[:, :, k]
+        place = image.TransformIndexToPhysicalPoint((0, 0, k))
+        for tag, value in {
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"1.2.3.{k + 1}", "0008|0060": "CT",
+            "0020|000d": "1.2.4", "0020|000e": "1.2.5", "0020|0013": str(k + 1),
+            "0020|0032": "\\".join(map(str, place)), "0020|0037": "1\\0\\0\\0\\1\\0",
+        }.items():  # fmt: skip
+            plane.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{k:03}.dcm"))
+        writer.Execute(plane)
+
+
+def test_every_format_of_one_scan_gives_the_same_boxes(runs: list[Path], raw: Path, tmp_path: Path) -> None:
+    scans, values = tmp_path / "scans", nibabel.load(raw / "case1.nii.gz").get_fdata()
+    scans.mkdir()
+    image = SimpleITK.GetImageFromArray(np.round(100 * values).astype(np.int16).transpose(2, 1, 0))
+    image.SetSpacing((0.9, 0.9, 1.5))
+    image.SetOrigin((-10.0, -20.0, 30.0))
+    for name in ("nifti.nii.gz", "nrrd.nrrd", "meta.mha"):
+        SimpleITK.WriteImage(image, scans / name)
+    write_dicom(scans / "dicom", image)
+    arguments = ("predict", "--model", runs[0], "--fast", *CPU)
+    assert girih_(*arguments, "--data", scans, "--out", tmp_path / "all") == 0
+    found = {name: boxes_of(tmp_path / "all", name) for name in ("nifti", "nrrd", "meta", "dicom")}
+    for name, boxes in found.items():
+        assert len(boxes["scores"]) > 0
+        assert boxes["shape_zyx"] == [32, 36, 40]
+        np.testing.assert_allclose(boxes["boxes_ras_mm"], found["nifti"]["boxes_ras_mm"], atol=1e-3, err_msg=name)
+    for name, path in (("nrrd", scans / "nrrd.nrrd"), ("dicom", scans / "dicom")):  # one scan alone
+        assert girih_(*arguments, "--data", path, "--out", tmp_path / name) == 0
+        assert boxes_of(tmp_path / name, name) == found[name]
+
+
+def write_bad_scans(folder: Path, raw: Path) -> None:
+    good = nibabel.load(raw / "case1.nii.gz")
+    nowhere = nibabel.Nifti1Image(np.asarray(good.dataobj), None, good.header)
+    nowhere.header.set_sform(None, code=0)
+    nowhere.header.set_qform(None, code=0)
+    nibabel.save(nowhere, folder / "nowhere.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((raw / "case1.nii.gz").read_bytes()[:5000])
+    nibabel.save(good.slicer[:9, :11, :7], folder / "small.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.full((40, 40, 40), 3.0, np.float32), np.eye(4)), folder / "flat.nii.gz")
+    cases = [{"case_id": name, "images": [f"{name}.nii.gz"]} for name in ("cut", "flat", "nowhere", "small")]
+    cases.append({"case_id": "two", "images": ["small.nii.gz", "flat.nii.gz"]})
+    manifest = {"schema": 1, "name": "bad", "classes": [], "modality": "ct", "cases": cases}
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+
+
+def test_broken_cases_are_listed_and_the_others_done(
+    runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "boxes"
+    scans.mkdir()
+    write_bad_scans(scans, raw)
+    arguments = ("predict", "--model", runs[0], "--data", scans, "--out", out, "--no-mirror", *CPU)
+    assert girih_(*arguments) == 2
+    said = said_by(capsys)
+    assert "3 of 5 cases failed, the others are done: cut: " in said
+    assert "cut.nii.gz: truncated" in said
+    assert "nowhere.nii.gz: sform_code and qform_code are 0" in said
+    assert "two: has 2 channels, the model takes 1" in said
+    assert {path.stem for path in out.glob("*.json")} == {"flat", "small"}
+    assert boxes_of(out, "flat")["boxes"] == []  # nothing but air
+    small = np.array(boxes_of(out, "small")["boxes"])  # far smaller than a patch
+    assert len(small) > 0
+    assert ((small > -1e-3) & (small < np.array([7, 11, 9] * 2) + 1e-3)).all()
+    shutil.copy(raw / "case1.nii.gz", scans / "cut.nii.gz")
+    assert girih_(*arguments, "--resume") == 2  # two are still broken
+    assert "2 of 5 cases failed" in said_by(capsys)
+    assert {path.stem for path in out.glob("*.json")} == {"cut", "flat", "small"}
+
+
+def test_what_does_not_suit_the_model_is_found_before_the_first_tile(
+    runs: list[Path], store: Path, raw: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
+    arguments = ("predict", "--model", runs[0], "--out", tmp_path / "boxes", *CPU)
+    prepare(raw, tmp_path / "ct", PrepareSpec(normalisation="ct", clip=(0, 1), mean=(0,), std=(1,)), workers=0)
+    assert girih_(*arguments, "--data", tmp_path / "ct") == 2
+    assert "was prepared with normalisation 'ct', the training data of the model with 'zscore'" in said_by(capsys)
+    assert not (tmp_path / "boxes").exists()
+    mr = shutil.copytree(raw, tmp_path / "mr")
+    (mr / "dataset.json").write_text((mr / "dataset.json").read_text().replace('"CT"', '"MR"'))
+    prepare(mr, tmp_path / "prepared", PrepareSpec(), workers=0)
+    for data in (mr, tmp_path / "prepared"):
+        assert girih_(*arguments, "--data", data) == 2
+        assert "case0: is of the modality 'MR', the model was trained on 'CT'" in said_by(capsys)
+    assert not list((tmp_path / "boxes").glob("*.json"))
+
+
+def test_storage_of_a_dataset_does_not_matter(runs: list[Path], raw: Path, alone: Path, tmp_path: Path) -> None:
+    prepare(raw, tmp_path / "store", PrepareSpec(dtype="float32", compression="zstd"), workers=0)
+    out = tmp_path / "boxes"
+    assert girih_("predict", "--model", runs[0], "--data", tmp_path / "store", "--out", out, "--fast", *CPU) == 0
+    found, wanted = boxes_of(out, "case1"), boxes_of(alone, "case1")
+    np.testing.assert_allclose(found["scores"][:5], wanted["scores"][:5], atol=0.01)
+
+
+def test_numbers_that_are_not_finite(
+    runs: list[Path], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    path = run / "checkpoints" / "step_000000001" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith("class_head") and name.endswith("bias"))
+    save_file(tensors | {name: torch.full_like(tensors[name], torch.nan)}, path)
+    out = tmp_path / "boxes"
+    assert girih_("predict", "--model", run, "--data", store, "--out", out, "--fast", *CPU) == 2
+    said = said_by(capsys)
+    assert "3 of 3 cases failed" in said
+    assert "case1: tiles starting at [(0, 0, 0)" in said
+    assert "not finite" in said
+    assert not list(out.glob("*.json"))
+
+
+def test_a_full_disk_stops_everything_and_keeps_what_is_done(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    out, left, sync = tmp_path / "boxes", 4, os.fsync
+
+    def fills_up(handle: int) -> None:  # the record, both files of case0, and the markups of case1 still find room
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    arguments = ("predict", "--model", runs[0], "--data", store, "--out", out, "--fast", *CPU)
+    with monkeypatch.context() as patched:
+        patched.setattr(girih.atomic.os, "fsync", fills_up)
+        assert girih_(*arguments) == 2
+    said = said_by(capsys)
+    assert "case 'case1'" in said
+    assert f"{out / 'case1.json'} cannot be written: No space left on device" in said
+    assert "finished cases are kept, --resume goes on" in said
+    assert sorted(contents(out)) == ["case0.json", "slicer/case0.mrk.json", "slicer/case1.mrk.json"]
+    assert girih_(*arguments, "--resume") == 0
+    assert contents(out) == contents(alone)
+
+
+def test_a_damaged_case_of_a_dataset(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = shutil.copytree(store, tmp_path / "store"), tmp_path / "boxes"
+    shard = next(path for path in copy.glob("cases/*/case0.zarr/0/c/**/*") if path.is_file())
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255  # of the same size: found when its chunk is read
+    shard.write_bytes(content)
+    assert girih_("predict", "--model", runs[0], "--data", copy, "--out", out, "--fast", *CPU) == 2
+    said = said_by(capsys)
+    assert "1 of 3 cases failed, the others are done: case0: " in said
+    assert {path.stem for path in out.glob("*.json")} == {"case1", "case2"}
+    assert boxes_of(out, "case2") == boxes_of(alone, "case2")
+
+
+def test_resume_keeps_cases_adds_formats_and_refuses_another_prediction(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    out = shutil.copytree(alone, tmp_path / "boxes")
+    shutil.copy(alone.with_name("boxes.predict.json"), tmp_path)
+    (out / "case1.json").unlink()
+    arguments = ("predict", "--data", store, "--out", out, "--resume", *CPU, "--formats", "nifti", "csv")
+    assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
+    said = said_by(capsys)
+    assert "case0: kept, nifti added" in said
+    assert f"case1: {len(boxes_of(alone, 'case1')['scores'])} boxes" in said
+    assert contents(alone).items() <= contents(out).items()
+    marks = nibabel.load(out / "nifti" / "case0.nii.gz")
+    assert marks.shape == (40, 36, 32)
+    assert marks.get_fdata().max() <= 100
+    monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
+    assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
+    for other, field in ((("--model", *runs, "--fast"), "models"), (("--model", runs[0]), "mirror")):
+        capsys.readouterr()
+        assert girih_(*arguments, *other) == 2
+        assert f"boxes.predict.json: {field} is" in said_by(capsys)
+
+
+def test_half_precision_finds_the_same(runs: list[Path], store: Path, alone: Path, tmp_path: Path) -> None:
+    arguments = ("--fast", *CPU, "--precision", "bf16", "--shard", "1/3")
+    assert girih_("predict", "--model", runs[0], "--data", store, "--out", tmp_path / "boxes", *arguments) == 0
+    found, wanted = boxes_of(tmp_path / "boxes", "case1"), boxes_of(alone, "case1")
+    assert found["scores"] != wanted["scores"]
+    np.testing.assert_allclose(found["scores"][:5], wanted["scores"][:5], atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def swept(runs: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("swept") / "merging.json"
+    assert girih_("sweep", "--model", *runs, "--data", store, "--out", out, "--fast", *CPU) == 0
+    return out
+
+
+def test_the_swept_merging_reaches_its_score_in_predictions(
+    swept: Path, runs: list[Path], store: Path, tmp_path: Path
+) -> None:
+    found = json.loads(swept.read_text())
+    assert found["score"] >= found["start_score"] > 0
+    for field, value in found["merging"].items():
+        rows = [row for row in found["rows"] if row["parameter"] == field]
+        assert not rows or value in [row["value"] for row in rows]
+    for name, merging, wanted in (("best", ("--merging", swept), "score"), ("start", (), "start_score")):
+        out = tmp_path / name
+        assert girih_("predict", "--model", *runs, "--data", store, "--out", out, "--fast", *CPU, *merging) == 0
+        ious = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
+        scores = [evaluate({"it": out}, store / "truth", iou=iou, draws=1)["it"]["ap"]["value"] for iou in ious]
+        assert np.mean(scores) == pytest.approx(found[wanted], abs=1e-9)
+
+
+def test_a_second_sweep_looks_at_no_case_again(
+    swept: Path, runs: list[Path], store: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    shutil.copytree(swept.with_name("merging.candidates"), tmp_path / "again.candidates")
+    arguments = ("sweep", "--data", store, "--out", tmp_path / "again.json", "--fast", *CPU, "--model")
+    seen: list[str] = []
+    monkeypatch.setattr("girih.inference.collect", lambda *a, **k: seen.append("") or collect(*a, **k))
+    assert girih_(*arguments, *runs) == 0
+    assert not seen
+    assert (tmp_path / "again.json").read_text() == swept.read_text()
+    (tmp_path / "again.candidates" / "case1.npz").unlink()
+    assert girih_(*arguments, *runs) == 0
+    assert len(seen) == 1
+    assert (tmp_path / "again.json").read_text() == swept.read_text()
+    (tmp_path / "again.candidates" / "case2.npz").write_bytes(b"PK\x03\x04 cut")
+    capsys.readouterr()
+    assert girih_(*arguments, *runs) == 2
+    assert "case2.npz: cannot be read, remove it" in said_by(capsys)
+    assert girih_(*arguments, runs[0]) == 2
+    assert "candidates.json: models is" in said_by(capsys)
+
+
+def test_a_sweep_needs_labels(runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(raw, tmp_path / "raw")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    for case in manifest["cases"]:
+        del case["instances"], case["instance_classes"]
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    prepare(copy, tmp_path / "unlabelled", PrepareSpec(), workers=0)
+    for case in manifest["cases"]:
+        case["objects"] = []
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    prepare(copy, tmp_path / "empty", PrepareSpec(), workers=0)
+    for data, words in (("unlabelled", "case 'case0' is unlabelled"), ("empty", "no case holds an object to find")):
+        out = tmp_path / "merging.json"
+        assert girih_("sweep", "--model", runs[0], "--data", tmp_path / data, "--out", out, *CPU) == 2
+        assert words in said_by(capsys)
+        assert not list(tmp_path.glob("merging*"))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from girih.cli import main
+code = main(sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.long
+def test_a_large_raw_ct_is_predicted_within_4_gib(runs: list[Path], tmp_path: Path) -> None:
+    """512 x 512 x 600 at 1 mm, which is not resampled smaller; tiles of 128^3 where it is not air."""
+    voxels = np.full((512, 512, 600), -1000, np.int16, order="F")
+    voxels[100:300, 150:350, 200:400] = np.random.default_rng(0).normal(0, 100, (200,) * 3).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "ct.nii.gz")
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["plan"]["patch_zyx"] = [128, 128, 128]
+    (run / "config.json").write_text(json.dumps(config))
+    arguments = ["predict", "--model", run, "--data", tmp_path / "ct.nii.gz", "--out", tmp_path / "boxes", "--fast"]
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *map(str, arguments), *CPU, "--formats", "csv", "slicer", "nifti"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    code, peak_gib = done.stdout.split()[-2:]
+    assert code == "0", done.stderr
+    assert float(peak_gib) < 4
+    print(f"\npeak {float(peak_gib):.2f} GiB")
+
+
+def test_what_an_inference_resolves_to() -> None:
+    looking = Inference(device="cpu").resolve()
+    assert looking.record == {"mirror": True, "overlap": 0.5, "precision": "no"}
+    assert Inference(device="cpu", fast=True).resolve().record == {"mirror": False, "overlap": 0.25, "precision": "no"}
+    assert Inference(device="cpu", fast=True, overlap=0.4).resolve().overlap == 0.4
