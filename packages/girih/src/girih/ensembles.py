@@ -11,7 +11,7 @@ from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
 from girih.plans import Plan, plan_from_json
 from girih.runs import RunFolder, config_sha256
-from girih_detectors import RetinaUNet
+from girih_detectors import Detector, RetinaUNet
 
 STORAGE = ("dtype", "quant_step", "compression")
 """Fields of a preparation that say how a dataset lies on disk, not what a network sees of it."""
@@ -21,7 +21,7 @@ STORAGE = ("dtype", "quant_step", "compression")
 class Ensemble:
     """One detector or several that share everything which decides what they are shown and what their boxes mean."""
 
-    detectors: tuple[RetinaUNet, ...]
+    detectors: tuple[Detector, ...]
     classes: tuple[str, ...]
     in_channels: int
     modality: str | None

@@ -37,11 +37,11 @@ def read_share(shard: str | None, environment: Mapping[str, str] = os.environ) -
     Raises:
         ValueError: not of this form, or a shard that there is not.
     """
-    part, parts = _parsed("--shard", shard or "0/1")
+    part, parts = _parsed("--shard", "0/1" if shard is None else shard)
     names = ("RANK", "WORLD_SIZE")
     rank, world = _parsed("/".join(names), "/".join(environment.get(name, str(k)) for k, name in enumerate(names)))
     local = environment.get("LOCAL_RANK", "0")
-    return Share(part * world + rank, parts * world, int(local) if local.isdigit() else 0)
+    return Share(part * world + rank, parts * world, int(local) if local.isdecimal() else 0)
 
 
 def wait_for_others(*, failed: bool, environment: Mapping[str, str] = os.environ) -> None:
@@ -60,7 +60,7 @@ def wait_for_others(*, failed: bool, environment: Mapping[str, str] = os.environ
 
 
 def _parsed(name: str, text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if not index < count:
         raise ValueError(f"{name} is {text!r}, wanted i/n with i from 0 to n - 1")
