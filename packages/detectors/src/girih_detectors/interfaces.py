@@ -90,7 +90,7 @@ class Detector(Protocol):
 
 @runtime_checkable
 class Volume(Protocol):
-    """An image (c, z, y, x) that is read piece by piece; a numpy array or a lazy one."""
+    """An image (c, z, y, x) that is read piece by piece, by several threads; a numpy array or a lazy one."""
 
     @property
     def shape(self) -> tuple[int, ...]:

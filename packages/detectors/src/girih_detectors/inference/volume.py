@@ -148,16 +148,7 @@ def _detect(
         if len(of_batch) != len(images):
             raise ValueError(f"the detector returned {len(of_batch)} results for {len(images)} images")
         found += of_batch
-    # all at once: each transfer from a GPU has to be waited for, each small operation costs as much as a large one
-    boxes = torch.cat([torch.as_tensor(one["boxes"]) for one in found]).to("cpu", torch.float32)
-    scores = torch.cat([torch.as_tensor(one["scores"]) for one in found]).to("cpu", torch.float32)
-    labels = torch.cat([torch.as_tensor(one["labels"]) for one in found]).to("cpu", torch.int64)
-    if not bool(torch.isfinite(boxes).all() & torch.isfinite(scores).all()):
-        raise ValueError("the detector returned boxes or scores that are not finite")
-    for name, column, most in (("score", scores, 1), ("label", labels, len(model.classes) - 1)):
-        wrong = (column < 0) | (column > most)
-        if bool(wrong.any()):
-            raise ValueError(f"the detector returned the {name} {column[wrong][0].item()}, wanted 0..{most}")
+    boxes, scores, labels = _joined(found, len(model.classes))
     of_tile = [len(one["scores"]) for one in found]
     of_mirroring = [sum(of_tile[i : i + len(starts)]) for i in range(0, len(of_tile), len(starts))]
     z, y, x = images.shape[2:]
@@ -168,6 +159,20 @@ def _detect(
     boxes = boxes + offsets.repeat_interleave(torch.tensor(of_tile), dim=0)
     columns = (torch.split(column, of_mirroring) for column in (boxes, scores, labels, weights))
     return [Candidates(boxes=b, scores=s, labels=k, weights=w) for b, s, k, w in zip(*columns, strict=True)]
+
+
+def _joined(found: Sequence[Detections], classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All boxes, scores and labels, checked, on the CPU. Each transfer from a GPU has to be waited for: one for all."""
+    boxes = torch.cat([torch.as_tensor(one["boxes"]) for one in found]).to("cpu", torch.float32)
+    scores = torch.cat([torch.as_tensor(one["scores"]) for one in found]).to("cpu", torch.float32)
+    labels = torch.cat([torch.as_tensor(one["labels"]) for one in found]).to("cpu", torch.int64)
+    if not bool(torch.isfinite(boxes).all() & torch.isfinite(scores).all()):
+        raise ValueError("the detector returned boxes or scores that are not finite")
+    for name, column, most in (("score", scores, 1), ("label", labels, classes - 1)):
+        wrong = (column < 0) | (column > most)
+        if bool(wrong.any()):
+            raise ValueError(f"the detector returned the {name} {column[wrong][0].item()}, wanted 0..{most}")
+    return boxes, scores, labels
 
 
 def unmirror(boxes: Float[Tensor, "n 6"], axes: Sequence[int], patch_zyx: Triple) -> Float[Tensor, "n 6"]:
