@@ -72,6 +72,21 @@ def test_every_subset_of_gradients_is_that_of_the_reference(make, op, reference)
 
 
 @every_case
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_places_that_are_no_numbers_have_no_gradients(make, op, reference, bad) -> None:
+    inputs = make()
+    for number, part in enumerate(inputs[1:-1]):
+        part.view(6, -1, part.shape[-1])[number, :, number] = bad
+    found, want = ([part.clone().requires_grad_() for part in inputs] for _ in range(2))
+    torch.testing.assert_close(op(found[0], SHAPES, *found[1:]), reference(want[0], SHAPES, *want[1:]))
+    op(found[0], SHAPES, *found[1:]).sum().backward()
+    reference(want[0], SHAPES, *want[1:]).sum().backward()
+    for a, b in zip(found, want, strict=True):
+        assert torch.isfinite(a.grad).all()
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@every_case
 def test_gradients_are_right(make, op, reference) -> None:
     value, *others = (part.requires_grad_() for part in make(batch=1))
     assert torch.autograd.gradcheck(lambda v, *rest: op(v, SHAPES, *rest), (value, *others), fast_mode=True)

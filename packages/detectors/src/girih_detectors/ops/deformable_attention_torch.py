@@ -13,16 +13,13 @@ from torch import Tensor
 from .deformable_attention_reference import (
     centre_and_step,
     deformable_attention_reference,
-    fused_deformable_attention_reference,
     grid,
     planes,
     sample,
-    sampling_locations,
     wide_dtype,
 )
 
 forward = deformable_attention_reference
-fused_forward = fused_deformable_attention_reference
 
 
 def backward(
@@ -80,6 +77,18 @@ def _by_query(levels: list[Tensor], rows: tuple[int, int, int]) -> Tensor:
     return together.view(*rows, *together.shape[2:]).transpose(1, 2)
 
 
+def fused_forward(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int, int]],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """Return (b, q, h * c); the arguments are those of `fused_backward`."""
+    centre, step = centre_and_step(reference_points.to(wide_dtype(value)), spatial_shapes, offsets.shape[-2])
+    return forward(value, spatial_shapes, centre + offsets * step, _softmax(logits, wide_dtype(value)))
+
+
 def fused_backward(
     grad_output: Tensor,
     value: Tensor,
@@ -105,8 +114,8 @@ def fused_backward(
     """
     wide = wide_dtype(value)
     points, moved = reference_points.to(wide), offsets.to(wide)
-    locations = sampling_locations(points, moved, spatial_shapes)
-    weights = logits.to(wide).flatten(-2).softmax(-1).view_as(logits)
+    centre, step = centre_and_step(points, spatial_shapes, offsets.shape[-2])
+    locations, weights = centre + moved * step, _softmax(logits, wide)
     of_value, of_locations, of_weights = backward(
         grad_output,
         value,
@@ -121,8 +130,7 @@ def fused_backward(
         pull = weights * of_weights
         of_logits = (pull - weights * pull.sum((-1, -2), keepdim=True)).to(logits.dtype)
     if of_locations is not None:
-        centre, step = centre_and_step(points, spatial_shapes, offsets.shape[-2])
-        finite = (centre + moved * step).isfinite()  # elsewhere the gradient of the location is zero
+        finite = locations.isfinite()  # elsewhere their gradient is zero, and zero times infinity would not be
         if needs[1]:
             parts = [of_locations]
             if points.shape[-1] == 6:
@@ -131,3 +139,8 @@ def fused_backward(
         if needs[2]:
             of_offsets = torch.where(finite, of_locations * step, 0.0).to(offsets.dtype)
     return of_value, of_points, of_offsets, of_logits
+
+
+def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Over levels and points."""
+    return logits.to(dtype).flatten(-2).softmax(-1).view_as(logits)
