@@ -33,4 +33,4 @@ def test_inference_is_measured() -> None:
     assert "| 256x256x256 | 64 | 37 | 27 | 2.4x |" in found
     assert re.search(r"^\| 200 boxes, scattered \| girih \| \d+ \| [\d.]+ \|", found, re.MULTILINE), found
     assert re.search(r"^\| retina_unet_v002 at 1/16 .* \| 64\^3, 64\^3 \| 1 x 8 \|", found, re.MULTILINE), found
-    assert re.search(r"^\| 60x48x48 \| 24\^3 \| 0.5 \| 36 \| \d+ \|", found, re.MULTILINE), found
+    assert re.search(r"^\| 60x48x48 \| tiny \| 32\^3 \| 0.5 \| 12 \| \d+ \|", found, re.MULTILINE), found
