@@ -15,7 +15,7 @@ from girih import ensembles
 from girih.candidates import CandidateFolder, RawCases
 from girih.casewise import LISTED, case_by_case, refuse_failures
 from girih.ensembles import Ensemble, load_ensemble, preparation_differences
-from girih.inference import Inference, NotAir, read_merging, tiles_at_once
+from girih.inference import Inference, NotAir, not_air, read_merging, tiles_at_once
 from girih.scans import Scan
 from girih.shares import Share, read_share, wait_for_others
 from girih_data3d import PrepareSpec
@@ -183,6 +183,10 @@ def test_tiles_of_plain_air_are_not_looked_at() -> None:
             if (marked[1:, *(slice(s, s + 16) for s in start)] == 3).any()
         ]
         assert model.tiles == len(inside)
+    image[0, 31, 31, 31] += 1  # noise in the corner: the mask would not be worth a look at every voxel
+    assert not_air(image) is None
+    assert not_air(image[:, :, 31:, 31:]) is None
+    assert not_air(image[:, 32:]) is not None
 
 
 def test_a_gpu_without_enough_memory() -> None:

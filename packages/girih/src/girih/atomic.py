@@ -24,7 +24,11 @@ class Readable(Protocol):
 
 
 def write_aside(place: Path, content: Readable, *, aside: Path | None = None) -> None:
-    """Copy `content` to `place` through a file `.partial-*` in the folder `aside`, by default that of `place`."""
+    """Copy `content` to `place` through a file `.partial-*` in the folder `aside`, by default that of `place`.
+
+    Raises:
+        OSError: it cannot be written, for one because the disk is full; `place` is as it was, and named.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     written = (aside or place.parent) / f"{PREFIX}{uuid.uuid4().hex}"
     try:
@@ -33,6 +37,10 @@ def write_aside(place: Path, content: Readable, *, aside: Path | None = None) ->
             file.flush()
             os.fsync(file.fileno())
         written.replace(place)
+    except OSError as error:
+        if error.errno is None:  # what `content` has to say, not the system
+            raise
+        raise OSError(error.errno, error.strerror, str(place)) from error
     finally:
         written.unlink(missing_ok=True)
 

@@ -21,6 +21,8 @@ FAST_OVERLAP = 0.25
 VOXELS_AT_ONCE = 128**3
 """Of a batch of tiles, unless one alone has more: activations of ResEncL then take 1.5 GiB in full precision."""
 TILES_AT_ONCE = 8
+CORNER = 32
+"""Edge in voxels of the corner of a scan that says whether air is one number there; a chunk of a prepared dataset."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -104,7 +106,7 @@ class Looking:
                     mirror=self.mirror,
                     batch_size=self.tile_batch or tiles_at_once(ensemble.patch_zyx),
                     device=self.device,
-                    valid=NotAir(image),
+                    valid=not_air(image),
                     pool=pool,
                     progress=progress,
                 )
@@ -118,12 +120,19 @@ class Looking:
         return torch.autocast(self.device.type, dtype=DTYPES.get(self.precision), enabled=on)
 
 
-class NotAir:
-    """The voxels (z, y, x) of an image that differ from its first one, in any channel.
+def not_air(image: Any) -> "NotAir | None":
+    """Return where an image (c, z, y, x) is not air; None if air is not one number in its corner, but noise.
 
-    In the corner of a scan is air or padding. Where a window of intensities, a mask or a scanner has made air one
-    number, whole tiles hold nothing else, and nothing can be found in them.
+    Where a window of intensities, a mask or a scanner has made air or padding one number, whole tiles hold nothing
+    else, and nothing can be found in them.
     """
+    mask = NotAir(image)
+    z, y, x = (slice(0, min(CORNER, side)) for side in mask.shape)
+    return None if mask[z, y, x].any() else mask
+
+
+class NotAir:
+    """The voxels (z, y, x) of an image that differ from its first one, in any channel."""
 
     def __init__(self, image: Any) -> None:
         self._image = image

@@ -43,7 +43,10 @@ def find_scans(data: Path, ensemble: Ensemble) -> list[Scan]:
         ValueError: nothing to be read there, or a dataset that was prepared otherwise than the models' training data.
     """
     if (data / "cases").is_dir():
-        return cases_of(open_store(data, ensemble), ensemble)
+        store = open_store(data, ensemble)
+        if not len(store):
+            raise ValueError(f"{data} holds no prepared case")
+        return cases_of(store, ensemble)
     return [
         Scan(
             source.case_id,

@@ -7,10 +7,12 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
@@ -51,12 +53,13 @@ def wait_for_others(*, failed: bool, environment: Mapping[str, str] = os.environ
     """
     if "TORCHELASTIC_RUN_ID" not in environment:
         return
-    store, _, world = next(rendezvous("env://", timeout=timedelta(minutes=5)))
     key = f"girih/through/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    through = store.add(key, 1)
-    while failed and through < world:
-        time.sleep(BETWEEN_LOOKS_S)
-        through = store.add(key, 0)
+    with suppress(DistError):  # what the processes share is gone, with the machine that keeps it: nothing to wait for
+        store, _, world = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+        through = store.add(key, 1)
+        while failed and through < world:
+            time.sleep(BETWEEN_LOOKS_S)
+            through = store.add(key, 0)
 
 
 def _parsed(name: str, text: str) -> tuple[int, int]:
