@@ -60,15 +60,16 @@ def look(
     judged = judge(arms, truth, iou)
     montages, blocks, remarks = out / "montages", list[str](), dict[str, str]()
     montages.mkdir(parents=True, exist_ok=True)
-    for number, view in enumerate(view_cases(judged, data, iou, modality=modality)):
-        picture = montages / f"{number + 1:04d}_{view.case_id}.png"
+    for view in view_cases(judged, data, iou, modality=modality):
+        picture = montages / f"{len(remarks) + 1:04d}_{view.case_id}.png"
         write_bytes(picture, case_png(view))
         _remove_others(picture, view.case_id)
-        if number < worst:
-            blocks.append(case_block(view, number, max_bytes=case_bytes, iou=iou))
+        if len(blocks) < worst:
+            blocks.append(case_block(view, len(blocks), max_bytes=case_bytes, iou=iou))
         remarks[view.case_id] = view.remark
+        del view  # or its scan stays in memory while the next one is read
         if progress is not None:
-            progress(number + 1, len(judged))
+            progress(len(remarks), len(judged))
     shown = dict(list(remarks.items())[:worst])
     sections = [
         _head(list(predictions), judged, iou),

@@ -21,7 +21,7 @@ LONGEST_YX = 512
 """Most pixels along a side of a picture."""
 MOST_SLICES = 320
 """Most pictures of a volume; of more slices, neighbours are averaged."""
-RUNGS = ((1, 85), (1, 60), (2, 75), (2, 50), (3, 50), (4, 50), (6, 30))
+RUNGS = ((1, 85), (1, 70), (1, 55), (1, 40), (2, 75), (2, 50), (3, 50), (4, 50), (6, 30))
 """What is tried until the pictures fit: averaged pixels along a side, quality of WebP."""
 TRIED = 8
 """Every 8th picture is encoded to guess the size of all."""
@@ -118,7 +118,7 @@ def _average(values: Float32[np.ndarray, "z y x"], factors: Triplet) -> Float32[
 def _codes_of(volume: Volume) -> tuple[tuple[int, float], ...]:
     n, rows, columns = volume.shape_zyx
     picked = np.unique(np.linspace(0, n - 1, min(n, SAMPLED_SLICES)).round().astype(int))
-    sample = np.concatenate([volume.read((int(z), 0, 0), (1, rows, columns)).ravel()[::3] for z in picked])
+    sample = np.concatenate([volume.read((int(z), 0, 0), (1, rows, columns)) for z in picked])
     low, high = (float(value) for value in np.percentile(sample, PERCENTILES))
     return (0, low), (255, max(high, low + 1e-6))
 

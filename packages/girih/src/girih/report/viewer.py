@@ -41,7 +41,7 @@ def case_block(view: CaseView, number: int, *, max_bytes: int, iou: float) -> st
     """
     arms = [_boxes(view, judged, iou) for judged in view.judged.values()]
     rest = _json({"arms": arms})
-    stack = make_stack(view.volume, (max_bytes - len(rest)) * 3 // 4)
+    stack = make_stack(view.volume, max(0, max_bytes - len(rest)) * 3 // 4)
     z, y, x = stack.shape_zyx
     content = {
         "shape": [x, y, z],
@@ -130,7 +130,8 @@ def _plane(name: str) -> str:
     return (
         f'<figure class="plane {name}"><div class="picture"><canvas role="img" aria-label="{name} slice"></canvas>'
         f'<svg class="marks" aria-hidden="true" preserveAspectRatio="none"></svg>{letters}</div>'
-        f'<label>{name} <output></output> <input type="range" min="1" step="1" autocomplete="off"></label></figure>'
+        f'<div class="at">{name} <output></output> '
+        f'<input type="range" min="1" step="1" aria-label="{name} slice" autocomplete="off"></div></figure>'
     )
 
 
