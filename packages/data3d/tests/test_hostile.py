@@ -153,6 +153,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         itk(image(), lambda good: good.replace(b"DimSize = 7 6 5", b"DimSize = 1200 1200 1200")),
         "truncated",
     ),
+    "no-spacing.nrrd": (
+        itk(image(), lambda good: good.replace(b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b"")),
+        "the header does not say how large a voxel is, wanted 'space directions'",
+    ),
+    "no-spacing.mha": (
+        itk(
+            image(), lambda good: good.replace(b"ElementSpacing = 1 1 1\n", b"") + b"\nElementSpacing = 1 1 1\n"
+        ),  # among the voxels
+        "the header does not say how large a voxel is, wanted 'ElementSpacing'",
+    ),
     "zero-spacing.mha": (
         itk(image(), lambda good: good.replace(b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 0 1")),
         "Zero-valued spacing",

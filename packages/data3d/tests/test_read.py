@@ -101,6 +101,16 @@ def test_dicom_with_two_series_is_refused(tmp_path: Path, dicom_series: Callable
         d3.read_scan(tmp_path / "both")
 
 
+def test_dicom_without_a_pixel_spacing_is_refused(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    dicom_series(tmp_path / "series", [0, 1])
+    for path in (tmp_path / "series").iterdir():
+        content = path.read_bytes()
+        assert content.count(b"\x28\x00\x30\x00") == 1
+        path.write_bytes(content.replace(b"\x28\x00\x30\x00", b"\x28\x00\x32\x00"))  # a tag that nobody knows
+    with pytest.raises(d3.ScanError, match=r"1.2.3-0.dcm: no Pixel Spacing, \(0028,0030\)"):
+        d3.read_scan(tmp_path / "series")
+
+
 def test_single_dicom_slice_is_no_volume_with_known_gap(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
     dicom_series(tmp_path / "one", [0])
     with pytest.raises(d3.ScanError, match="one slice"):

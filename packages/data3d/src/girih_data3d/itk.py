@@ -13,6 +13,9 @@ from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 NRRD_DATA_FILE = re.compile(rb"(?:\A|[\r\n])[ \t]*data ?file[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
 META_DATA_FILE = re.compile(rb"ElementDataFile[ \t]*[=:]?[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
 """What says in a header where the voxels are; MetaIO takes a colon for an equals sign."""
+NRRD_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*(?:space directions|spacings)[ \t]*:", re.IGNORECASE)
+META_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*Element(?:Spacing|Size)[ \t]*[=:]")
+"""What says in a header how large a voxel is; ITK takes 1 mm where nothing does."""
 HEADER_BYTES = 1 << 20
 ADDRESS = re.compile(r"\(0x[0-9a-f]+\)")
 NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
@@ -29,7 +32,8 @@ def read_itk(path: Path, frame: Frame | None = None) -> tuple[Shaped[np.ndarray,
 
     Raises:
         ScanError: SimpleITK is not installed, or the file is unreadable, truncated, not 3D, not one number per voxel,
-            names other files than one beside it, or (NRRD) says nothing about the patient's orientation.
+            names other files than one beside it, or says nothing about the size of a voxel or (NRRD) about the
+            patient's orientation.
     """
     sitk = _simple_itk(path)
     voxel_file(path)
@@ -38,6 +42,7 @@ def read_itk(path: Path, frame: Frame | None = None) -> tuple[Shaped[np.ndarray,
     try:
         reader.ReadImageInformation()
         _check_information(path, reader, frame)
+        _check_spacing(path)
         image = reader.Execute()
     except RuntimeError as error:
         raise ScanError(f"{path}: not readable, or truncated: {_reason(error)}") from error
@@ -50,15 +55,8 @@ def voxel_file(path: Path) -> Path:
     Raises:
         ScanError: the header cannot be read, or names several files, or one elsewhere.
     """
-    try:
-        with path.open("rb") as stream:
-            header = stream.read(HEADER_BYTES)
-    except OSError as error:
-        raise ScanError(f"{path}: not readable: {error}") from error
-    if path.suffix.lower() in NRRD_SUFFIXES:  # the voxels may follow an empty line
-        names = NRRD_DATA_FILE.findall(NRRD_HEADER_END.split(header, maxsplit=1)[0])
-    else:
-        names = META_DATA_FILE.findall(header)
+    header = _header(path)
+    names = (NRRD_DATA_FILE if path.suffix.lower() in NRRD_SUFFIXES else META_DATA_FILE).findall(header)
     if len(names) > 1:  # whose word ITK takes is not for us to guess
         raise ScanError(f"{path}: the header says {len(names)} times where its voxels are, wanted once at most")
     if not names or names[0].upper() == b"LOCAL":
@@ -78,7 +76,7 @@ def read_dicom_series(
     The slice axis comes from the first and the last slice position, so that a tilted gantry shows up as shear.
 
     Raises:
-        ScanError: no series, several series, a missing or repeated slice, or an unreadable file.
+        ScanError: no series, several series, a missing or repeated slice, no Pixel Spacing, or an unreadable file.
     """
     sitk = _simple_itk(folder)
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -95,6 +93,8 @@ def read_dicom_series(
         first = sitk.ImageFileReader()
         first.SetFileName(names[0])
         first.ReadImageInformation()
+        if not first.HasMetaDataKey("0028|0030"):
+            raise ScanError(f"{names[0]}: no Pixel Spacing, (0028,0030)")
         check_shape(folder, (*first.GetSize()[:2], len(names)))
         choose_frames(folder, 1, frame)
         reader = sitk.ImageSeriesReader()
@@ -121,6 +121,25 @@ def _one_file(
     _check_information(path, reader, frame)
     image = reader.Execute()
     return _array(sitk, path, image), _affine(image)
+
+
+def _header(path: Path) -> bytes:
+    """Return the beginning of a NRRD or MetaImage file: its text, maybe with voxels behind it."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise ScanError(f"{path}: not readable: {error}") from error
+    # the voxels of a NRRD may follow an empty line
+    return NRRD_HEADER_END.split(header, maxsplit=1)[0] if path.suffix.lower() in NRRD_SUFFIXES else header
+
+
+def _check_spacing(path: Path) -> None:
+    header, pattern, wanted = _header(path), NRRD_SPACING, "space directions"
+    if path.suffix.lower() not in NRRD_SUFFIXES:
+        header, pattern, wanted = META_DATA_FILE.split(header, maxsplit=1)[0], META_SPACING, "ElementSpacing"
+    if not pattern.search(header):
+        raise ScanError(f"{path}: the header does not say how large a voxel is, wanted {wanted!r}")
 
 
 def _simple_itk(path: Path) -> Any:
