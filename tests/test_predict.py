@@ -310,7 +310,13 @@ def test_resume_keeps_cases_adds_formats_and_refuses_another_prediction(
     assert marks.get_fdata().max() <= 100
     monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
     assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
-    for other, field in ((("--model", *runs, "--fast"), "models"), (("--model", runs[0]), "mirror")):
+    fast = ("--model", runs[0], "--fast")
+    for other, field in (
+        (("--model", *runs, "--fast"), "models"),
+        (("--model", runs[0]), "mirror"),
+        ((*fast, "--min-score", "0.5"), "min_score"),
+        ((*fast, "--precision", "bf16"), "precision"),
+    ):
         capsys.readouterr()
         assert girih_(*arguments, *other) == 2
         assert f"boxes.predict.json: {field} is" in said_by(capsys)

@@ -91,6 +91,7 @@ class Predict:
             "models": list(ensemble.models),
             **looking.record,
             "merging": dataclasses.asdict(merging),
+            "min_score": self.min_score,
         }
         beside = self.out.resolve().with_name(f"{self.out.resolve().name}.predict.json")
         present = {path.stem for path in self.out.glob("*.json")}
