@@ -34,3 +34,11 @@ def test_inference_is_measured() -> None:
     assert re.search(r"^\| 200 boxes, scattered \| girih \| \d+ \| [\d.]+ \|", found, re.MULTILINE), found
     assert re.search(r"^\| retina_unet_v002 at 1/16 .* \| 64\^3, 64\^3 \| 1 x 8 \|", found, re.MULTILINE), found
     assert re.search(r"^\| 60x48x48 \| tiny \| 32\^3 \| 0.5 \| 12 \| \d+ \|", found, re.MULTILINE), found
+
+
+def test_deformable_attention_is_held_against_grid_sample() -> None:  # without a GPU in Triton's interpreter
+    found = tiny("deformable_attention.py")
+    for case in ("encoder, tiny | 28, 28 | 16 | float32", "decoder, tiny | 28, 3 | 16 | bfloat16"):
+        for op in ("plain", "fused"):
+            row = re.escape(f"| {case} | {op} | girih |") + r"( [\d.]+ \|){5}"
+            assert re.search(row, found), found
