@@ -119,7 +119,7 @@ class NetworkTime:
 def shares(tiny: bool) -> None:
     print("\n| network | scan, patch | tiles x mirrors | CPU seconds | not the network | share | aim |")
     print("|---|---|---:|---:|---:|---:|---|")
-    rows = [("retina_unet_v002", 8, 64, 96), ("retina_unet_v002", 4, 128, 160), ("resenc_l", 2, 128, 128)]
+    rows = [("retina_unet_v002", 8, 64, 96), ("retina_unet_v002", 4, 128, 128), ("resenc_l", 2, 128, 128)]
     for name, width, patch, edge in [("retina_unet_v002", 16, 64, 64)] if tiny else rows:
         model = network(name, width).eval()
         image = np.random.default_rng(0).normal(size=(1, edge, edge, edge)).astype(np.float32)
