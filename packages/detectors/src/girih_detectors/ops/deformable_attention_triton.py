@@ -27,20 +27,23 @@ INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels' decorato
 
 
 class Config(NamedTuple):
-    """How a kernel is launched, so that a thread moves 16 bytes at a time where channels and queries are enough."""
+    """How a kernel is launched, so that a thread moves 16 bytes at once if there are channels and queries enough."""
 
     queries: int
-    """Of a tile, at most: with more than 16 in the backward pass, layouts are converted at every corner."""
-    warps: int
-    """At most."""
-    registers: int
-    """Of a thread, at most: without a limit the assembler spills some to have one block more on a multiprocessor."""
+    """Of a tile, at most. With more of them Triton converts layouts through shared memory at every corner."""
+    fewest_warps: int
+    most_warps: int
+    registers: int = 128
+    """Of a thread, at most. Without a limit the assembler spills a few to fit one more block on a multiprocessor."""
 
 
-CONFIGS = {
-    "forward": Config(128, 4, 128),
-    "backward": Config(16, 8, 128),
-    "deterministic": Config(16, 8, 128),
+CONFIGS = {  # by kernel and bytes of the numbers it moves; sm_80 and sm_90 compile all of it without spilling
+    ("forward", 2): Config(32, 1, 4),
+    ("forward", 4): Config(16, 1, 4),
+    ("forward", 8): Config(16, 1, 4),
+    ("backward", 4): Config(16, 2, 8),
+    ("backward", 8): Config(16, 2, 8),
+    ("deterministic", 8): Config(16, 2, 8),
 }
 
 
@@ -48,11 +51,11 @@ def settings(
     kernel: str, value_dtype: torch.dtype, cells: int, heads: int, channels: int, levels: int, points: int, form: int
 ) -> dict[str, Any]:
     """Return the constants and options that "forward", "backward" or "deterministic" is compiled with."""
-    config = CONFIGS[kernel]
-    lanes = triton.next_power_of_2(channels)
     wide = value_dtype == torch.float64
     width = {"forward": value_dtype.itemsize, "backward": 8 if wide else 4, "deterministic": 8}[kernel]
-    tile = max(1, min(config.queries, config.warps * 32 * 16 // width // lanes))
+    config = CONFIGS[kernel, width]
+    lanes = triton.next_power_of_2(channels)
+    tile = max(1, min(config.queries, config.most_warps * 32 * 16 // width // lanes))
     return {
         "heads": heads,
         "channels": channels,
@@ -64,7 +67,7 @@ def settings(
         "tile": tile,
         "index": tl.int32 if cells * heads * channels < 2**31 else tl.int64,
         "real": tl.float64 if wide else tl.float32,
-        "num_warps": max(1, tile * lanes * width // 16 // 32),
+        "num_warps": min(max(config.fewest_warps, tile * lanes * width // 16 // 32), config.most_warps),
         "maxnreg": config.registers,
         "enable_fp_fusion": True,
     }

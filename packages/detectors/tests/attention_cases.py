@@ -1,0 +1,111 @@
+"""Cases of deformable attention, their answers in float64 and what runs the Triton kernels on them; see `test_*.py`."""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from girih_detectors.ops.deformable_attention_reference import (
+    deformable_attention_reference,
+    fused_deformable_attention_reference,
+)
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}  # of the largest
+PYRAMID = ((5, 6, 7), (3, 3, 4), (2, 1, 3), (1, 1, 1))
+
+
+def draw(dtype, form, batch, queries, heads, channels, levels, points, *, tile=64):
+    """One random case; form 0 is locations and weights, 3 or 6 is the length of reference points."""
+    shapes = PYRAMID[:levels]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    many = (batch, queries, heads, levels, points)
+    return {
+        "shapes": shapes,
+        "value": torch.randn(batch, sum(d * h * w for d, h, w in shapes), heads, channels).to(dtype),
+        "reference": torch.rand(batch, queries, form, dtype=wide) * 1.2 - 0.1 if form else None,
+        "places": torch.randn(*many, 3).to(dtype) if form else torch.rand(*many, 3, dtype=wide) * 1.4 - 0.2,
+        "scores": (torch.randn(many) * 3).to(dtype) if form else torch.rand(many).to(dtype) - 0.3,
+        "gradient": torch.randn(batch, queries, heads * channels).to(dtype),
+        "tile": tile,
+    }
+
+
+def shuffled(case):
+    order = torch.randperm(case["places"].shape[1])
+    return case | {name: case[name][:, order] for name in ("places", "scores", "gradient")}
+
+
+def spanning():
+    """{name: case}: every dtype with every form; channels, levels, points and batches spread over them."""
+    rows = {
+        ("float32", 0): (2, 5, 2, 8, 2, 1),
+        ("float32", 3): (1, 7, 1, 12, 1, 4),
+        ("float32", 6): (2, 3, 1, 16, 3, 1),
+        ("float64", 0): (1, 5, 2, 32, 1, 4),
+        ("float64", 3): (2, 4, 1, 8, 4, 1),
+        ("float64", 6): (1, 6, 1, 12, 2, 4),
+        ("bfloat16", 0): (1, 9, 1, 64, 4, 1),
+        ("bfloat16", 3): (1, 5, 2, 16, 2, 1),
+        ("bfloat16", 6): (2, 3, 1, 32, 1, 4),
+        ("float16", 0): (1, 6, 1, 12, 1, 4),
+        ("float16", 3): (1, 4, 1, 64, 3, 1),
+        ("float16", 6): (1, 5, 2, 8, 1, 1),
+    }
+    return {f"{name} {form}": draw(DTYPES[name], form, *row) for (name, form), row in rows.items()}
+
+
+def oracle(case):
+    """Output and gradients in float64."""
+    names = ["value", "places", "scores"] if case["reference"] is None else ["value", "reference", "places", "scores"]
+    inputs = [case[name].double().clone().requires_grad_() for name in names]
+    attend = deformable_attention_reference if len(inputs) == 3 else fused_deformable_attention_reference
+    out = attend(inputs[0], case["shapes"], *inputs[1:])
+    return out.detach(), torch.autograd.grad(out, inputs, case["gradient"].double())
+
+
+def check(found, case, scale=1.0):
+    """Everything within the dtype's tolerance of the largest number of its kind, and of the input's dtype."""
+    out, grads = oracle(case)
+    tolerance = TOLERANCES[case["value"].dtype] * scale
+    inputs = [case[name] for name in ("value", "reference", "places", "scores") if case[name] is not None]
+    pairs = [(found["out"], out, case["value"])]
+    for kind in ("grads", "fixed"):
+        pairs += zip(found[kind], grads, inputs, strict=True)
+    for got, want, like in pairs:
+        assert got.dtype == like.dtype
+        assert got.shape == want.shape
+        torch.testing.assert_close(
+            got.double().cpu(), want, rtol=0, atol=tolerance * max(want.abs().max().item(), 1e-30)
+        )
+
+
+LAUNCH = """
+import functools, itertools, sys, torch
+from girih_detectors.ops import deformable_attention_triton as ops
+
+def launchers(case):
+    inputs = [case[key] for key in ("value", "shapes", "reference", "places", "scores") if case[key] is not None]
+    forward, backward = (ops.forward, ops.backward) if len(inputs) == 4 else (ops.fused_forward, ops.fused_backward)
+    return functools.partial(forward, *inputs), functools.partial(backward, case["gradient"], *inputs)
+
+def launch(case):
+    forward, backward = launchers(case)
+    every = (True,) * (3 if case["reference"] is None else 4)
+    grads, fixed = (list(backward(needs=every, deterministic=mode)) for mode in (False, True))
+    return {"out": forward(), "grads": grads, "fixed": fixed}
+
+def subsets(case):
+    every = itertools.product([False, True], repeat=3 if case["reference"] is None else 4)
+    return {needs: list(launchers(case)[1](needs=needs, deterministic=False)) for needs in every}
+"""
+
+
+def run(code, *arguments, **environment) -> str:
+    """Run Python code in a process of its own, without the interpreter unless the environment asks for it."""
+    plain = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=plain | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
