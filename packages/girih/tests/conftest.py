@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 
 from girih.samples import SampleSet, SamplesUnavailable, fetch
+
+PATIENCE_S = 60
+"""What a browser may take for one answer."""
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,7 @@ class Tab:
 
     def __init__(self, program: str, profile: Path) -> None:
         ours, theirs = os.pipe(), os.pipe()  # theirs: what it writes
-        self._to, self._from = os.fdopen(ours[1], "wb"), os.fdopen(theirs[0], "rb")
+        self._to, self._from, self._read = os.fdopen(ours[1], "wb"), theirs[0], b""
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (ours[0], theirs[1])]
         redirect = ["bash", "-c", f'exec "$@" 3<&{high[0]} 4>&{high[1]}', "bash"]
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
@@ -72,7 +76,7 @@ class Tab:
         self.wait("document.querySelector('.viewer')?.getAttribute('aria-busy') !== 'true'")
 
     def wait(self, condition: str) -> None:
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE_S
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < until, f"{condition}; the page said {self.complaints}"
             time.sleep(0.02)
@@ -101,15 +105,17 @@ class Tab:
             self._session = None
             self.ask("Browser.close")
         self._to.close()
-        self._from.close()
+        os.close(self._from)
         self._process.wait(30)
 
     def _receive(self) -> dict[str, Any]:
-        text = bytearray()
-        while (byte := self._from.read(1)) != b"\0":
-            if not byte:
-                raise RuntimeError("the browser ended")
-            text += byte
+        while b"\0" not in self._read:
+            ready, _, _ = select.select([self._from], [], [], PATIENCE_S)
+            more = os.read(self._from, 1 << 20) if ready else b""
+            if not more:
+                raise RuntimeError("the browser ended" if ready else f"the browser said nothing for {PATIENCE_S} s")
+            self._read += more
+        text, _, self._read = self._read.partition(b"\0")
         message = json.loads(text)
         if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
             self.complaints.append(json.dumps(message["params"]))

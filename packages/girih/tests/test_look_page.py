@@ -15,7 +15,8 @@ SPACING_XYZ = (1.5, 1.2, 3.0)
 FOUND, MISSED, WRONG = [5, 10, 12, 9, 18, 20], [11, 30, 38, 14, 37, 45], [15, 20, 25, 18, 28, 33]
 """A found and a missed object, and a false positive, in voxels; objects are bright, class names hostile."""
 CLASS = '"><img src=x onerror=alert(1)>'
-LUNG, TISSUE = -850.0, 40.0
+LUNG, OTHER, TISSUE = -850.0, -600.0, 40.0
+"""Around the objects of the first and of the second case, and inside them; HU."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scans", "truth", "p", "q"):
         (folder / name).mkdir()
     for number, case_id in enumerate(("first", "second")):
-        scan = np.random.default_rng(number).normal(LUNG, 10.0, SHAPE_ZYX).astype(np.float32)
+        scan = np.random.default_rng(number).normal((LUNG, OTHER)[number], 10.0, SHAPE_ZYX).astype(np.float32)
         for z0, y0, x0, z1, y1, x1 in (FOUND, MISSED):
             scan[z0:z1, y0:y1, x0:x1] = TISSUE
         nibabel.save(nibabel.Nifti1Image(scan.T, affine), folder / "scans" / f"{case_id}.nii")
@@ -63,6 +64,16 @@ def boxes_of(tab: Any, plane: str = "axial") -> list[str]:
 def set_to(tab: Any, name: str, value: float | str, event: str = "input") -> None:
     control = f"document.querySelector('.viewer [name={name}]')"
     tab.run(f"{control}.value = {json.dumps(value)}; {control}.dispatchEvent(new Event('{event}'))")
+
+
+def move_to(tab: Any, number: int) -> None:
+    tab.run(
+        f"""(() => {{
+          const slider = document.querySelector('.axial input');
+          slider.value = {number};
+          slider.dispatchEvent(new Event('input'));
+        }})()"""
+    )
 
 
 def middle(tab: Any, plane: str) -> tuple[float, float]:
@@ -113,7 +124,7 @@ def test_wheel_slider_and_keys_change_the_slice(shown: Any) -> None:
     shown.mouse("mouseWheel", x, y, deltaX=0, deltaY=-30)  # less than a notch
     shown.mouse("mouseWheel", x, y, deltaX=0, deltaY=-30)
     assert slice_of(shown, "axial") == "slice 10 of 20"
-    shown.run("const s = document.querySelector('.axial input'); s.value = 7; s.dispatchEvent(new Event('input'))")
+    move_to(shown, 7)
     assert slice_of(shown, "axial") == "slice 7 of 20"
     assert boxes_of(shown) == ["found", "tp"]
     shown.run("document.querySelector('.axial input').focus()")
@@ -135,7 +146,7 @@ def test_a_click_moves_the_other_planes_and_gives_the_keys_to_the_slider(shown: 
 
 def test_the_score_slider_hides_boxes_and_what_they_found(shown: Any) -> None:
     counts = "document.querySelector('.counts').textContent"
-    shown.run("const s = document.querySelector('.axial input'); s.value = 7; s.dispatchEvent(new Event('input'))")
+    move_to(shown, 7)
     assert shown.run(counts) == "At this score: found 1 of 2, false positives: 1"
     set_to(shown, "score", 0.5)
     assert shown.run(counts) == "At this score: found 1 of 2, false positives: 0"
@@ -188,11 +199,26 @@ def test_another_case_and_other_predictions(shown: Any) -> None:
     assert shown.run("document.querySelector('.places ol').children.length") == 2
 
 
-def test_cases_chosen_in_haste_end_at_the_last(shown: Any) -> None:
-    for value in ("1", "0", "1", "0", "1"):
-        set_to(shown, "case", value, "change")
+def test_a_late_picture_of_another_case_is_dropped(shown: Any) -> None:
+    shown.run(
+        """(() => {
+          const images = HTMLImageElement.prototype, decode = images.decode;
+          images.decode = function () { // the next one takes long
+            images.decode = decode;
+            return new Promise((done) => setTimeout(() => { window.late = true; done(decode.call(this)); }, 1000));
+          };
+        })()"""
+    )
+    set_to(shown, "case", "1", "change")  # begins with the slice through the object that is found
+    set_to(shown, "case", "0", "change")
     shown.wait("document.querySelector('.viewer').getAttribute('aria-busy') === 'false'")
-    assert min(grey_around(shown, "axial", "found")) > 50
+    assert not shown.run("window.late")
+    shown.wait("window.late")
+    shown.run("new Promise((done) => setTimeout(done, 200))")
+    move_to(shown, 8)
+    inside, outside = grey_around(shown, "axial", "found")
+    assert inside == pytest.approx(255 * (TISSUE + 1350) / 1500, abs=6)
+    assert outside == pytest.approx(255 * (LUNG + 1350) / 1500, abs=12)
 
 
 def test_every_control_has_a_name(shown: Any) -> None:
@@ -221,3 +247,21 @@ def test_a_damaged_picture_is_reported(page: Path, tab: Any, tmp_path: Path) -> 
     (tmp_path / "page.html").write_text(text.replace('"pictures":["', '"pictures":["AAAA'), encoding="utf-8")
     tab.show(tmp_path / "page.html")
     tab.wait("document.querySelector('.status').textContent.startsWith('A picture of this case cannot be shown')")
+
+
+def test_one_slice_and_no_box(tmp_path: Path, tab: Any) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.arange(20, dtype=np.float32).reshape(5, 4, 1), np.eye(4)), tmp_path / "a.nii")
+    record = {"schema": "girih-detections/1", "case_id": "a", "classes": ["b"], "shape_zyx": [1, 4, 5]}
+    record |= {"affine": np.eye(4).tolist(), "boxes": [], "scores": [], "labels": []}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.json").write_text(json.dumps(record))
+    tab.show(look(tmp_path / "out", predictions={"p": tmp_path / "p"}, data=tmp_path / "a.nii"))
+    assert [slice_of(tab, plane) for plane in ("axial", "coronal", "sagittal")] == [
+        "slice 1 of 1",
+        "slice 3 of 4",
+        "slice 3 of 5",
+    ]
+    tab.run("document.querySelector('[name=next]').click(); document.querySelector('[name=previous]').click()")
+    assert tab.run("document.querySelector('.status').textContent") == "places to look at: 0"
+    assert tab.run("document.querySelector('[name=window]').options.length") == 2  # the whole range, and one's own
+    assert tab.complaints == []

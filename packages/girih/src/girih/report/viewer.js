@@ -5,7 +5,6 @@
   const root = document.querySelector(".viewer");
   const at = (name) => root.querySelector(`[name=${name}]`);
   const text = (name, words) => root.querySelector(`.${name}`).replaceChildren(words);
-  const SVG = "http://www.w3.org/2000/svg";
   const MEANING = JSON.parse(document.getElementById("viewer-kinds").textContent);
   const ORDER = ["missed", "fp", "found", "ignored", "neither", "prediction"]; // a true positive is listed as its object
   const LISTED = 200, NOTCH = 100, LABEL = 12; // findings in the list; wheel px a slice; font size in px
@@ -148,7 +147,7 @@
   }
 
   function node(name, attributes, ...content) {
-    const made = document.createElementNS(SVG, name);
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
     Object.entries(attributes).forEach(([key, value]) => made.setAttribute(key, value));
     made.append(...content);
     return made;
@@ -164,7 +163,8 @@
   const sliceOf = ({ box }) => `slice ${slice(2, (box[2] + box[5]) / 2) * scan.merged + 1}`;
 
   function refresh(keep) { // what the score slider leaves, and a list of it, worst first
-    const all = scan.arms[at("arm")?.value ?? 0], least = Number(at("score").value), number = (mark) => mark.score ?? mark.foundAt ?? 0;
+    const all = scan.arms[at("arm")?.value ?? 0], least = Number(at("score").value);
+    const number = (mark) => mark.score ?? mark.foundAt ?? 0;
     boxes = all.filter(({ score }) => score === null || score >= least)
       .map((mark) => mark.kind === "found" && (mark.foundAt ?? 1) < least ? { ...mark, kind: "missed" } : mark);
     found = boxes.filter(({ kind }) => ORDER.includes(kind))

@@ -21,6 +21,8 @@ from girih.report.verdicts import Judged
 
 BOXES_AT_START = 8
 """Boxes per case that the score slider leaves at first: the most false positives per image that FROC looks at."""
+RESERVED_BYTES = 3000
+"""Of a case beside its boxes and pictures, with what base64 rounds up."""
 KEYS = (
     "Wheel over a picture, or click it and use the arrow keys: slices. Click: the other planes go there. "
     "N, P: next and previous finding. B: boxes on and off."
@@ -40,8 +42,7 @@ def case_block(view: CaseView, number: int, *, max_bytes: int, iou: float) -> st
         ValueError: the pictures cannot be made so small.
     """
     arms = [_boxes(view, judged, iou) for judged in view.judged.values()]
-    rest = _json({"arms": arms})
-    stack = make_stack(view.volume, max(0, max_bytes - len(rest)) * 3 // 4)
+    stack = make_stack(view.volume, max(0, max_bytes - RESERVED_BYTES - len(_json(arms))) * 3 // 4)
     z, y, x = stack.shape_zyx
     content = {
         "shape": [x, y, z],
