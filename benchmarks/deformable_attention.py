@@ -5,7 +5,8 @@
 
 Before anything is timed, outputs and all gradients have to agree with `grid_sample` in float64 on that very input;
 otherwise the run stops. Times are medians in milliseconds, on a GPU those of `triton.testing.do_bench`, which empties
-the L2 cache before each call. "both" is forward and backward together, MB its peak over what the inputs take.
+the L2 cache before each call. "both" is forward and backward together, MB its peak over what the inputs take (on the
+CPU: in a process of its own, Linux).
 bfloat16 is held against `grid_sample` as autocast runs it (values in bfloat16, sampled in float32). The gather rate is
 what eight corners of every point weigh over the forward time; the device's copy rate stands beside it.
 
@@ -21,6 +22,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -186,20 +188,35 @@ def milliseconds(work: Callable[[], object], device: str, rounds: int) -> float:
     return statistics.median(times)
 
 
-def megabytes(work: Callable[[], object], device: str) -> float:
-    """Peak over what is held before the call."""
+def megabytes(work: Callable[[], object]) -> float:
+    """Peak of allocated memory on the GPU, over what is held before the call."""
     gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - held) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
-    held = memory_kb("VmRSS")
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
     work()
-    return (memory_kb("VmHWM") - held) / 1e3
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - held) / 1e6
+
+
+def megabytes_of_a_process(case: Case, dim: int, op: str, side: str) -> float:
+    """The same on the CPU, where freed memory stays with the process: of a new one."""
+    command = [sys.executable, __file__, "--peak", case.name, str(dim), op, side]
+    # larger allocations are given back when they are freed
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+
+
+def print_peak(name: str, dim: int, op: str, side: str) -> None:
+    small, case = TINY[0], next(case for case in ON_CPU if case.name == name)
+    for wanted, width in ((small, 16), (case, dim)):
+        parts = inputs(wanted, width, torch.float32, "cpu")[op]
+        work = sides(op, wanted, "torch", compiled=False)[side]
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is held now
+        held = memory_kb("VmRSS")
+        torch.autograd.grad(work(*parts).sum(), parts)  # the small one brings what a first call brings with it
+    print((memory_kb("VmHWM") - held) / 1e3)
 
 
 def memory_kb(entry: str) -> int:
@@ -218,6 +235,8 @@ def measure(case: Case, dim: int, dtype: torch.dtype, device: str, settings: arg
                 numbers = passes(work, parts, device, settings.rounds)
             except torch.OutOfMemoryError:
                 numbers = (math.nan,) * 4
+            if device == "cpu" and not settings.tiny:
+                numbers = (*numbers[:3], megabytes_of_a_process(case, dim, op, side))
             rate = size / numbers[0] / 1e6
             tokens, queries = parts[0].shape[1], parts[-1].shape[1]
             kind = str(dtype).removeprefix("torch.")
@@ -237,7 +256,7 @@ def passes(work: Side, parts: list[Tensor], device: str, rounds: int) -> tuple[f
     upstream = torch.randn_like(forward())
     times = [milliseconds(forward, device, rounds), backward_ms(work, parts, upstream, device, rounds)]
     times.append(milliseconds(both, device, rounds))
-    return times[0], times[1], times[2], megabytes(both, device)
+    return times[0], times[1], times[2], megabytes(both) if device == "cuda" else math.nan
 
 
 def backward_ms(work: Side, parts: list[Tensor], upstream: Tensor, device: str, rounds: int) -> float:
@@ -253,7 +272,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         base = baseline_of(row, rows)
         ratios = f"{base.forward_ms / row.forward_ms:.2f}x, {base.both_ms / row.both_ms:.2f}x, "
-        ratios += f"{row.megabytes / base.megabytes:.2f}" if base.megabytes > 0 else "-"
+        ratios += f"{row.megabytes / base.megabytes:.2f}"
         sizes = f"{row.tokens:,}, {row.queries:,}"
         numbers = f"{row.forward_ms:.3f} | {row.backward_ms:.3f} | {row.both_ms:.3f} | {row.megabytes:.1f}"
         yield (
@@ -333,7 +352,7 @@ def training_gigabytes(case: Case, dim: int = 256, layers: int = 6) -> Iterator[
 
         try:
             step()
-            found = f"{megabytes(step, 'cuda') / 1e3:.1f}"
+            found = f"{megabytes(step) / 1e3:.1f}"
         except torch.OutOfMemoryError:
             found = "out of memory"
         yield f"| {layers} layers, {case.name}, batch {case.batch}, d {dim} | {side} | {found} |"
@@ -414,7 +433,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small inputs")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
     parser.add_argument("--out", type=Path, help="folder of the results (with a GPU: benchmarks/results, unless tiny)")
+    parser.add_argument("--peak", nargs=4, metavar=("CASE", "DIM", "OP", "SIDE"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
+    if settings.peak:
+        name, dim, op, side = settings.peak
+        print_peak(name, int(dim), op, side)
+        return
     settings.rounds = 1 if settings.tiny else 5
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
