@@ -1,7 +1,9 @@
 """The operators of deformable attention: gradients, types, tracing, backends and bad input, on the CPU."""
 
+import importlib.util
 import inspect
 import itertools
+import os
 import subprocess
 import sys
 import warnings
@@ -19,6 +21,7 @@ from girih_detectors.ops.deformable_attention_reference import (
     fused_deformable_attention_reference,
 )
 
+TRITON = importlib.util.find_spec("triton") is not None
 SHAPES = ((3, 4, 5), (2, 1, 3))
 VOXELS = 66
 
@@ -365,6 +368,101 @@ def test_neither_the_package_nor_the_cpu_imports_triton() -> None:  # torch does
         "assert 'girih_detectors.ops.deformable_attention_triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+INTERPRETED = """
+import torch
+from girih_detectors import DeformableAttention3D
+from girih_detectors.ops import deformable_attention, fused_deformable_attention
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+double = {"dtype": torch.float64, "requires_grad": True}
+value, logits = torch.randn(1, 6, 1, 2, **double), torch.randn(1, 2, 1, 1, 1, **double)
+shapes, extents, rows = ((2, 3, 1),), [2, 3, 1], (1, 2, 1, 1, 1, 3)
+cases = {
+    deformable_attention: (value, torch.rand(*rows, **double), logits),
+    fused_deformable_attention: (value, torch.rand(1, 2, 6, **double), torch.randn(*rows, **double), logits),
+}
+for op, parts in cases.items():
+    on_triton = lambda v, *others: op(v, shapes, *others, backend="triton")
+    compiled = torch.compile(on_triton, fullgraph=True, backend="aot_eager")
+    want = torch.autograd.grad(op(value, shapes, *parts[1:], backend="torch").square().sum(), parts)
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        for run in (on_triton, compiled):
+            found = torch.autograd.grad(run(*parts).square().sum(), parts)
+            torch.testing.assert_close(found, want, rtol=1e-7, atol=1e-9)
+    torch.use_deterministic_algorithms(False)
+    assert torch.autograd.gradcheck(on_triton, parts, fast_mode=True)
+    operator = getattr(torch.ops.girih_detectors, op.__name__).default
+    torch.library.opcheck(operator, (value, extents, *parts[1:], "triton"))
+
+layer = DeformableAttention3D(8, 2, 1, 1, backend="triton")
+twin = DeformableAttention3D(8, 2, 1, 1, backend="torch")
+twin.load_state_dict(layer.state_dict())
+case = torch.randn(1, 2, 8), torch.rand(1, 2, 6), torch.randn(1, 6, 8), shapes
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    found, want = layer(*case), twin(*case)
+torch.testing.assert_close(found, want, rtol=2e-2, atol=1e-2)
+found.sum().backward()
+assert all(part.grad is not None for part in layer.parameters())
+print("all agree")
+"""
+
+
+@pytest.mark.skipif(not TRITON, reason=f"Triton is not installed (platform {sys.platform})")
+def test_the_operators_and_the_layer_run_on_the_kernels() -> None:  # in Triton's interpreter
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "all agree", done.stderr
+
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@on_cuda
+@every_case
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_cuda_waits_for_nothing(make, op, reference, backend) -> None:
+    inputs = [part.cuda().requires_grad_() for part in make(torch.float32)]
+    upstream = torch.randn(2, 3, 6, device="cuda")
+
+    def both():
+        return torch.autograd.grad(op(inputs[0], SHAPES, *inputs[1:], backend=backend), inputs, upstream)
+
+    want = both()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@on_cuda
+@every_case
+@pytest.mark.usefixtures("no_run_time_types")
+def test_inductor_takes_it_on_cuda(make, op, reference) -> None:
+    inputs = [part.cuda().requires_grad_() for part in make(torch.float32)]
+    compiled = torch.compile(lambda v, *rest: op(v, SHAPES, *rest).sin(), fullgraph=True)
+    want = torch.autograd.grad(op(inputs[0], SHAPES, *inputs[1:]).sin().sum(), inputs)
+    for found, eager in zip(torch.autograd.grad(compiled(*inputs).sum(), inputs), want, strict=True):
+        torch.testing.assert_close(found, eager, rtol=1e-4, atol=1e-5)
+
+
+@on_cuda
+@every_case
+def test_deterministic_cuda_is_triton_or_an_error(make, op, reference) -> None:
+    inputs = [part.cuda().requires_grad_() for part in make(torch.float32)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        op(inputs[0], SHAPES, *inputs[1:], backend="triton").sum().backward()
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            op(inputs[0], SHAPES, *inputs[1:], backend="torch").sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 # bad input
