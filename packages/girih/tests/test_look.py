@@ -271,17 +271,22 @@ def test_the_page_says_what_became_of_every_box(page: Path) -> None:
 
 
 def test_some_cases_have_no_truth_and_some_no_predictions(folders: Folders, tmp_path: Path) -> None:
-    for name, case_id in (("truth", CASES[0]), ("truth", CASES[1]), ("p", CASES[0])):
-        (tmp_path / name).mkdir(exist_ok=True)
-        source = folders.truth if name == "truth" else folders.predictions
-        shutil.copy(source / f"{case_id}.json", tmp_path / name)
-    said = look(tmp_path, predictions={"p": tmp_path / "p"}, data=folders.store, truth=tmp_path / "truth").read_text()
-    assert "1 case, 2 true objects" in said
-    assert f"1 case with truth and without predictions: {CASES[1]}." in html.unescape(said)
-    (tmp_path / "truth" / f"{CASES[0]}.json").unlink()
+    shutil.copytree(folders.predictions, tmp_path / "p")
+    shutil.copytree(folders.truth, tmp_path / "truth")
+    (tmp_path / "truth" / f"{CASES[0]}.json").rename(tmp_path / "truth" / "other.json")
     text = look(tmp_path, predictions={"p": tmp_path / "p"}, data=folders.store, truth=tmp_path / "truth").read_text()
-    assert {mark["kind"] for mark in data_of(text)[0]["arms"][0]} == {"prediction"}
-    assert OUTLINES["tp"][2] not in re.search('<ul class="legend">.*?</ul>', text)[0]
+    assert "2 cases, 2 true objects; a prediction is a hit from an IoU of 0.1. 1 case without truth." in text
+    assert "1 case with truth and without predictions: other." in text
+    judged, unjudged = ({mark["kind"] for mark in case["arms"][0]} for case in data_of(text))
+    assert judged == {"missed", "ignored", "fp", "neither"}
+    assert unjudged == {"prediction"}
+    assert all(meaning in legend_of(text) for _, _, meaning in OUTLINES.values())
+    text = look(tmp_path, predictions={"p": tmp_path / "p"}, data=folders.store).read_text()
+    assert [meaning for _, _, meaning in OUTLINES.values() if meaning in legend_of(text)] == [OUTLINES["prediction"][2]]
+
+
+def legend_of(text: str) -> str:
+    return re.search('<ul class="legend">.*?</ul>', text)[0]
 
 
 def test_the_worst_cases_within_their_budget(folders: Folders, tmp_path: Path) -> None:
@@ -315,6 +320,8 @@ def test_what_does_not_belong_together_is_refused(folders: Folders, tmp_path: Pa
     refused("absent: no such file", data=tmp_path / "absent")
     refused("predictions is empty", predictions={})
     refused("worst is 0", worst=0)
+    refused("iou is 0", iou=0.0)
+    refused("absent: has the truth of none of 2 cases", truth=tmp_path / "absent")
     refused("do not fit in", case_bytes=1000)
     path.write_text(json.dumps(record | {"classes": ["nodule"], "labels": [0, 0]}))
     refused("classes is", predictions={"p": moved}, truth=folders.truth)

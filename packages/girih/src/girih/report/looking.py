@@ -56,6 +56,8 @@ def look(
         raise ValueError("predictions is empty, wanted at least one folder")
     if worst < 1:
         raise ValueError(f"worst is {worst}, wanted at least 1")
+    if not 0 < iou <= 1:
+        raise ValueError(f"iou is {iou}, wanted above 0 and at most 1")
     arms = dict(predictions) if len(predictions) > 1 else {"": next(iter(predictions.values()))}
     judged = judge(arms, truth, iou)
     montages, blocks, remarks = out / "montages", list[str](), dict[str, str]()

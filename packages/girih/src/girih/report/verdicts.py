@@ -94,11 +94,13 @@ def judge(arms: Mapping[str, Path], truth: Path | None, iou: float) -> dict[str,
         iou: overlap of a hit.
 
     Raises:
-        ValueError: a file is missing or malformed, arms differ in their cases, or predictions and truth of a case do
-            not belong together; the file is named.
+        ValueError: a file is missing or malformed, arms differ in their cases, no case has a truth file, or predictions
+            and truth of a case do not belong together; the file is named.
     """
     listed = {arm: sorted(path.stem for path in folder.glob("*.json")) for arm, folder in arms.items()}
     cases = _same_cases(listed, next(iter(arms.values())))
+    if truth is not None and not any((truth / f"{case_id}.json").is_file() for case_id in cases):
+        raise ValueError(f"{truth}: has the truth of none of {len(cases)} cases, wanted {cases[0]}.json and so on")
     return {case_id: {arm: _compared(case_id, folder, truth, iou) for arm, folder in arms.items()} for case_id in cases}
 
 
