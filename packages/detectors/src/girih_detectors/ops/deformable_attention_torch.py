@@ -45,36 +45,35 @@ def backward(
     """
     batch, _, heads, channels = value.shape
     wide = wide_dtype(value)
-    levels = torch.split(value, [math.prod(shape) for shape in spatial_shapes], dim=1)
     queries = grad_output.shape[1]
     by_head = grad_output.to(wide).view(batch, queries, heads, channels)
     gradient = by_head.permute(0, 2, 3, 1).reshape(batch * heads, channels, queries, 1)
-    of_value, of_locations, of_weights = [], [], []
-    for index, shape in enumerate(spatial_shapes):
-        image = planes(levels[index].to(wide), shape)
-        at = grid(sampling_locations[:, :, :, index].to(wide))
-        if needs[2]:  # (b * h, c, q, p) -> (b * h, q, p)
-            of_weights.append((sample(image, at) * gradient).sum(1))
-        if needs[0] or needs[1]:
-            weight = attention_weights[:, :, :, index].to(wide).transpose(1, 2).flatten(0, 1)
-            of_image, of_grid = torch.ops.aten.grid_sampler_3d_backward(
-                (gradient * weight[:, None])[:, :, None], image, at, 0, 0, False, [needs[0], True]
-            )
-            if needs[0]:  # (b * h, c, d, h, w) -> (b, s, h, c)
-                of_value.append(of_image.view(batch, heads, channels, math.prod(shape)).permute(0, 3, 1, 2))
-            of_locations.append(2 * of_grid[:, 0])  # a grid is 2 * location - 1
-    rows = (batch, heads, queries)
-    return (
-        torch.cat(of_value, 1).to(value.dtype) if needs[0] else None,
-        _by_query(of_locations, rows).to(sampling_locations.dtype) if needs[1] else None,
-        _by_query(of_weights, rows).to(attention_weights.dtype) if needs[2] else None,
+    inputs = (value, sampling_locations, attention_weights)
+    of_value, of_locations, of_weights = (
+        torch.empty(part.shape, dtype=part.dtype, device=part.device) if needed else None
+        for part, needed in zip(inputs, needs, strict=True)
     )
-
-
-def _by_query(levels: list[Tensor], rows: tuple[int, int, int]) -> Tensor:
-    """(b * h, q, ...) of each level -> (b, q, h, l, ...)."""
-    together = torch.stack(levels, dim=2)
-    return together.view(*rows, *together.shape[2:]).transpose(1, 2)
+    start = 0
+    for index, shape in enumerate(spatial_shapes):
+        voxels = slice(start, start + math.prod(shape))
+        start = voxels.stop
+        image = planes(value[:, voxels].to(wide), shape)
+        at = grid(sampling_locations[:, :, :, index].to(wide))
+        if of_weights is not None:  # (b * h, c, q, p) -> (b, h, q, p) -> (b, q, h, p)
+            dots = (sample(image, at) * gradient).sum(1)
+            of_weights[:, :, :, index] = dots.view(batch, heads, *dots.shape[1:]).transpose(1, 2)
+        if of_value is None and of_locations is None:
+            continue
+        weight = attention_weights[:, :, :, index].to(wide).transpose(1, 2).flatten(0, 1)
+        of_image, of_grid = torch.ops.aten.grid_sampler_3d_backward(
+            (gradient * weight[:, None])[:, :, None], image, at, 0, 0, False, [needs[0], True]
+        )
+        if of_value is not None:  # (b * h, c, d, h, w) -> (b, h, c, s) -> (b, s, h, c)
+            of_value[:, voxels] = of_image.view(batch, heads, channels, math.prod(shape)).permute(0, 3, 1, 2)
+        if of_locations is not None:  # (b * h, 1, q, p, 3) -> (b, h, q, p, 3) -> (b, q, h, p, 3)
+            by_query = of_grid.view(batch, heads, *of_grid.shape[2:]).transpose(1, 2)
+            of_locations[:, :, :, index] = 2 * by_query  # a grid is 2 * location - 1
+    return of_value, of_locations, of_weights
 
 
 def fused_forward(
