@@ -161,6 +161,15 @@ def test_neither_autocast_nor_a_wider_type_changes_the_answer() -> None:
     assert half[0].dtype == half[1].dtype == torch.float16
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_are_integers_of_any_width(kind) -> None:
+    boxes, scores, labels, weights = weighted_crowd(200, 3, 15.0)
+    want = weighted_box_clustering(boxes, scores, labels, weights, 0.3, expected=8)
+    found = weighted_box_clustering(boxes, scores, labels.to(kind), weights, 0.3, expected=8)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], want[:2], strict=True))
+    assert torch.equal(found[2], want[2].to(kind))
+
+
 @pytest.mark.parametrize("objects", [1, 250, 1000, 2000])
 def test_two_thousand_boxes_are_quick(objects) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -180,10 +189,20 @@ def test_two_thousand_boxes_are_quick(objects) -> None:
     ("changes", "message"),
     [
         ({"iou_threshold": 1.5}, r"iou_threshold is 1\.5, wanted 0\.\.1"),
-        ({"expected": 0}, "expected is 0, wanted 1 or more"),
+        ({"expected": 0}, "expected is 0, wanted an integer of 1 or more"),
+        ({"expected": float("nan")}, "expected is nan, wanted an integer"),
+        ({"expected": 2.5}, r"expected is 2\.5, wanted an integer"),
         ({"score_threshold": 1.0}, r"score_threshold is 1\.0, wanted at least 0 and less than 1"),
         ({"score_threshold": float("nan")}, "score_threshold is nan"),
-        ({"weights": torch.ones(2)}, "3 boxes and 2 weights, wanted as many of each"),
+        ({"weights": torch.ones(2)}, r"weights are \(2,\), wanted \(3,\) for 3 boxes"),
+        ({"weights": torch.ones(3, 1)}, r"weights are \(3, 1\), wanted"),
+        ({"scores": torch.ones(3, 1)}, r"scores are \(3, 1\), wanted"),
+        ({"labels": torch.zeros(3, 1, dtype=torch.int64)}, r"labels are \(3, 1\), wanted"),
+        ({"boxes": torch.zeros(3, 4)}, r"boxes are \(3, 4\), wanted \(3, 6\)"),
+        ({"boxes": torch.zeros(3, 6, dtype=torch.int64)}, "boxes are torch.int64, wanted floating-point numbers"),
+        ({"scores": torch.tensor([3, 2, 1])}, "scores are torch.int64, wanted floating-point numbers"),
+        ({"weights": torch.ones(3, dtype=torch.bool)}, "weights are torch.bool, wanted floating-point numbers"),
+        ({"labels": torch.zeros(3)}, "labels are torch.float32, wanted integers"),
         ({"weights": torch.tensor([1.0, 0.0, 1.0])}, r"row 1: .* weight 0\.0; wanted .* a weight greater than 0"),
         ({"scores": torch.tensor([0.5, 0.5, -0.1])}, r"row 2: .* score -0\.1"),
         ({"scores": torch.tensor([torch.nan, 0.5, 0.1])}, "row 0: .* score nan"),

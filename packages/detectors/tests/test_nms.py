@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from girih_detectors import class_nms, pairwise_iou, weighted_nms
 from girih_detectors.ops.nms import suppressor
@@ -69,6 +70,36 @@ def test_ten_thousand_clustered_boxes_are_quick() -> None:
     assert 100 < len(kept) < 1000
 
 
+class Counted(TorchDispatchMode):
+    """How many operations torch was asked for."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_chain_costs_no_more_operations_than_any_other_boxes() -> None:
+    """Each box touches the next one only and ranks after it: no box is settled before all that rank before it are."""
+    centre = torch.zeros(2000, 3)
+    centre[:, 2] = 0.5 * torch.arange(2000)
+    boxes, labels = torch.cat([centre - 6, centre + 6], dim=1), torch.zeros(2000, dtype=torch.int64)
+    assert class_nms(boxes, torch.linspace(0.01, 1, 2000), labels, 0.9).tolist() == list(range(1999, 0, -2))
+    with Counted() as chain:
+        class_nms(boxes, torch.linspace(0.01, 1, 2000), labels, 0.9)
+    with Counted() as apart:
+        class_nms(2 * boxes, torch.linspace(0.01, 1, 2000), labels, 1.0)  # all stay
+    assert chain.operations < apart.operations
+    assert apart.operations < 16 * 160  # blocks of 128, of which none costs an operation per box
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_are_integers_of_any_width(kind) -> None:
+    boxes, scores, labels = crowd(200, 0, 10.0)
+    assert torch.equal(class_nms(boxes, scores, labels.to(kind), 0.1), class_nms(boxes, scores, labels, 0.1))
+
+
 def test_neither_autocast_nor_the_type_of_the_boxes_changes_the_answer() -> None:
     boxes, scores, labels = crowd(300, 2, 20.0)
     boxes = boxes.bfloat16()
@@ -112,7 +143,7 @@ def test_weighted_nms_is_the_textbook_s_with_weighted_scores(n, seed) -> None:
 
 def test_as_many_weights_as_scores_are_wanted() -> None:
     boxes, scores, labels = crowd(3, 0, 4.0)
-    with pytest.raises(ValueError, match="3 scores and 2 weights, wanted as many of each"):
+    with pytest.raises(ValueError, match=r"scores \(3,\) and weights \(2,\), wanted as many"):
         inspect.unwrap(weighted_nms)(boxes, scores, labels, torch.ones(2), 0.5)
 
 
@@ -145,11 +176,17 @@ def test_bad_settings_are_refused(changes, message) -> None:
         plain(boxes, scores, labels, **({"iou_threshold": 0.5} | changes))
 
 
-def test_lengths_that_differ_are_refused() -> None:
+def test_lengths_that_differ_and_further_axes_are_refused() -> None:
     boxes, scores, labels = crowd(3, 0, 4.0)
     plain = inspect.unwrap(class_nms)
-    with pytest.raises(ValueError, match="3 boxes, 2 scores and 3 labels"):
+    with pytest.raises(ValueError, match=r"3 boxes, scores \(2,\) and labels \(3,\); wanted \(n,\)"):
         plain(boxes, scores[:2], labels, 0.5)
+    with pytest.raises(ValueError, match=r"scores \(3, 1\)"):
+        plain(boxes, scores[:, None], labels, 0.5)
+    with pytest.raises(ValueError, match=r"labels \(3, 1\)"):
+        plain(boxes, scores, labels[:, None], 0.5)
+    with pytest.raises(ValueError, match=r"weights \(3, 1\)"):
+        inspect.unwrap(weighted_nms)(boxes, scores, labels, scores[:, None], 0.5)
 
 
 @pytest.mark.parametrize("boxes", [[[0.0] * 6], torch.zeros(1, 4).numpy(), torch.zeros(1, 4)])

@@ -18,7 +18,7 @@ def volume(boxes: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n"]:
 
 def iou(a: Float[Tensor, "*#n 6"], b: Float[Tensor, "*#n 6"]) -> Float[Tensor, "..."]:
     """Return the IoU of `a` and `b` box by box, in [0, 1]; leading axes broadcast. Sides must not be negative."""
-    return _iou_and_union(_full(a), _full(b))[0]
+    return _iou_and_union(full_precision(a), full_precision(b))[0]
 
 
 def giou(a: Float[Tensor, "*#n 6"], b: Float[Tensor, "*#n 6"]) -> Float[Tensor, "..."]:
@@ -26,7 +26,7 @@ def giou(a: Float[Tensor, "*#n 6"], b: Float[Tensor, "*#n 6"]) -> Float[Tensor, 
 
     IoU - (hull - union) / hull, hull = the smallest box around both (Rezatofighi et al. 2019, algorithm 1).
     """
-    a, b = _full(a), _full(b)
+    a, b = full_precision(a), full_precision(b)
     overlap, union = _iou_and_union(a, b)
     hull = torch.ones_like(overlap)
     for axis in range(3):
@@ -71,6 +71,11 @@ def wider_than(boxes: Float[Tensor, "*n 6"], side: float) -> Bool[Tensor, "*n"]:
     return (boxes[..., 3:] - boxes[..., :3] >= side).all(-1)
 
 
+def full_precision(numbers: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return half precision as float32, and wider types as they are."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+
+
 def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     # axis by axis: a (n, m, 3) intermediate is three times the memory and half the speed
     shared = a.new_ones(())
@@ -79,10 +84,6 @@ def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         shared = shared * side.clamp(min=0)
     union = volume(a) + volume(b) - shared
     return shared / union.clamp(min=TINY), union
-
-
-def _full(boxes: Tensor) -> Tensor:
-    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def _check_sides(boxes: Tensor, name: str) -> None:

@@ -4,20 +4,21 @@ Jaeger et al. 2020 (Retina U-Net), in nnDetection's form, which leaves the area 
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from .boxes import iou
+from .boxes import full_precision, iou
 from .nms import class_nms, suppressor
 
-Clustered = tuple[Float[Tensor, "k 6"], Float[Tensor, " k"], Int64[Tensor, " k"]]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+Clustered = tuple[Float[Tensor, "k 6"], Float[Tensor, " k"], Integer[Tensor, " k"]]
 
 
 @torch.no_grad()
 def weighted_box_clustering(
     boxes: Float[Tensor, "n 6"],
     scores: Float[Tensor, " n"],
-    labels: Int64[Tensor, " n"],
+    labels: Integer[Tensor, " n"],
     weights: Float[Tensor, " n"],
     iou_threshold: float,
     *,
@@ -45,13 +46,17 @@ def weighted_box_clustering(
         score_threshold: in [0, 1); a cluster stays if its score is greater.
 
     Raises:
-        ValueError: lengths that differ, a threshold outside its range, `expected` below 1, a box, score or weight
-            that is not as said (naming its row).
+        ValueError: other shapes or kinds of numbers, a threshold outside its range, `expected` that is no integer of 1
+            or more, a box, score or weight that is not as said (naming its row).
     """
-    leads = class_nms(boxes, scores, labels, iou_threshold)  # refuses other shapes
-    _check(boxes, scores, weights, expected, score_threshold)
+    if not isinstance(expected, int) or expected < 1:
+        raise ValueError(f"expected is {expected}, wanted an integer of 1 or more")
+    if not 0 <= score_threshold < 1:
+        raise ValueError(f"score_threshold is {score_threshold}, wanted at least 0 and less than 1")
+    check_weighted(boxes, scores, labels, weights)
+    leads = class_nms(boxes, scores, labels, iou_threshold)
     cluster = suppressor(boxes, labels, leads, iou_threshold)  # (n,) row of `leads`
-    points, given = _full(boxes), _full(scores)
+    points, given = full_precision(boxes), full_precision(scores)
     first, best = points[leads], given[leads]
     overlap = iou(first[cluster], points).index_fill_(0, leads, 1.0)  # also for a leader without volume
     trust = overlap * weights
@@ -75,17 +80,22 @@ def weighted_box_clustering(
     return centre[order], final[order], labels[leads[order]]
 
 
-def _full(numbers: Tensor) -> Tensor:
-    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+def check_weighted(boxes: Tensor, scores: Tensor, labels: Tensor, weights: Tensor) -> None:
+    """Check what weighted boxes are.
 
-
-def _check(boxes: Tensor, scores: Tensor, weights: Tensor, expected: int, score_threshold: float) -> None:
-    if expected < 1:
-        raise ValueError(f"expected is {expected}, wanted 1 or more")
-    if not 0 <= score_threshold < 1:
-        raise ValueError(f"score_threshold is {score_threshold}, wanted at least 0 and less than 1")
-    if len(weights) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes and {len(weights)} weights, wanted as many of each")
+    Raises:
+        ValueError: boxes that are not (n, 6) or other columns that are not (n,), another kind of numbers, or a row with
+            a number that is not finite, a negative side, a negative score or a weight that is not greater than 0.
+    """
+    n = len(boxes)
+    columns = {"boxes": (boxes, (n, 6)), "scores": (scores, (n,)), "labels": (labels, (n,)), "weights": (weights, (n,))}
+    for name, (column, shape) in columns.items():
+        if column.shape != shape:
+            raise ValueError(f"{name} are {tuple(column.shape)}, wanted {shape} for {n} boxes")
+        if name != "labels" and not column.is_floating_point():
+            raise ValueError(f"{name} are {column.dtype}, wanted floating-point numbers")
+    if labels.dtype not in _INTEGERS:
+        raise ValueError(f"labels are {labels.dtype}, wanted integers")
     sound = (scores >= 0) & (scores < torch.inf) & (weights > 0) & (weights < torch.inf)
     sound &= boxes.isfinite().all(1) & (boxes[:, 3:] >= boxes[:, :3]).all(1)
     if not bool(sound.all()):

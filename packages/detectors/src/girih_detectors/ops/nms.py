@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
 from .boxes import TINY, volume
@@ -26,7 +26,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 def class_nms(
     boxes: Float[Tensor, "n 6"],
     scores: Float[Tensor, " n"],
-    labels: Int64[Tensor, " n"],
+    labels: Integer[Tensor, " n"],
     iou_threshold: float,
     max_keep: int | None = None,
     *,
@@ -50,9 +50,9 @@ def class_nms(
             clang, or what CC names); without one its error comes through, and "torch" is the way out.
 
     Raises:
-        ValueError: the boxes are no (n, 6) tensor, the threshold is outside [0, 1], `max_keep` is negative, the lengths
-            differ, the backend is unknown or does not run on the boxes' device, or takes fewer boxes (Triton:
-            2**26 - 1).
+        ValueError: the boxes are no (n, 6) tensor, scores or labels no (n,) ones, the threshold is outside [0, 1],
+            `max_keep` is negative, the backend is unknown or does not run on the boxes' device, or takes fewer boxes
+            (Triton: 2**26 - 1).
         ImportError: `backend="triton"` and Triton cannot be imported.
     """
     if not 0 <= iou_threshold <= 1:
@@ -62,8 +62,11 @@ def class_nms(
     if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 6:
         found = tuple(getattr(boxes, "shape", ()))
         raise ValueError(f"boxes are {type(boxes).__name__} of shape {found}, wanted a tensor (n, 6)")
-    if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels, wanted as many of each")
+    if not (len(boxes),) == scores.shape == labels.shape:
+        raise ValueError(
+            f"{len(boxes)} boxes, scores {tuple(scores.shape)} and labels {tuple(labels.shape)}; "
+            "wanted (n,), as many of each"
+        )
     on_triton = _runs_on_triton(backend, boxes.device)
     # torch sorts NaN before all numbers
     order = scores.masked_fill(scores.isnan(), -torch.inf).argsort(descending=True, stable=True)
@@ -72,7 +75,7 @@ def class_nms(
     if on_triton:
         from .nms_triton import greedy_stays  # imports triton
 
-        ranks = greedy_stays(corners, labels[order], threshold).nonzero()[:, 0][:max_keep]
+        ranks = greedy_stays(corners, labels[order].to(torch.int64), threshold).nonzero()[:, 0][:max_keep]
     else:
         ranks = _greedy(corners, labels[order], threshold, max_keep)
     return order[ranks]
@@ -82,7 +85,7 @@ def class_nms(
 def weighted_nms(
     boxes: Float[Tensor, "n 6"],
     scores: Float[Tensor, " n"],
-    labels: Int64[Tensor, " n"],
+    labels: Integer[Tensor, " n"],
     weights: Float[Tensor, " n"],
     iou_threshold: float,
     max_keep: int | None = None,
@@ -95,19 +98,19 @@ def weighted_nms(
     nearer to its middle gives the box. A box keeps its own score. Arguments and errors are those of `class_nms`.
 
     Raises:
-        ValueError: also if there are not as many weights as scores.
+        ValueError: also if the weights are not of the shape of the scores.
     """
-    if len(weights) != len(scores):
-        raise ValueError(f"{len(scores)} scores and {len(weights)} weights, wanted as many of each")
+    if weights.shape != scores.shape:
+        raise ValueError(f"scores {tuple(scores.shape)} and weights {tuple(weights.shape)}, wanted as many of each")
     return class_nms(boxes, scores * weights, labels, iou_threshold, max_keep, backend=backend)
 
 
 @torch.no_grad()
 def suppressor(
-    boxes: Float[Tensor, "n 6"], labels: Int64[Tensor, " n"], kept: Int64[Tensor, " kept"], iou_threshold: float
+    boxes: Float[Tensor, "n 6"], labels: Integer[Tensor, " n"], kept: Int64[Tensor, " kept"], iou_threshold: float
 ) -> Int64[Tensor, " n"]:
     """Return for every box the row of `kept`, an answer of `class_nms`, by which it fell; its own if it stayed."""
-    row = torch.zeros_like(labels)
+    row = torch.zeros_like(labels, dtype=torch.int64)
     row[kept] = torch.arange(len(kept), device=row.device)
     fallen = torch.ones_like(labels, dtype=torch.bool).index_fill_(0, kept, False).nonzero()[:, 0]
     threshold = float(np.float32(iou_threshold))
@@ -146,7 +149,7 @@ def _warn_once(message: str) -> None:
 
 
 def _greedy(
-    corners: Float32[Tensor, "6 n"], labels: Int64[Tensor, " n"], threshold: float, max_keep: int | None
+    corners: Float32[Tensor, "6 n"], labels: Integer[Tensor, " n"], threshold: float, max_keep: int | None
 ) -> Int64[Tensor, " kept"]:
     """Ranks that stay. Each block is resolved in itself, then what it keeps is held against all that rank after it."""
     table = torch.cat([corners, volume(corners.T)[None]])
@@ -186,16 +189,15 @@ def _suppresses(
     return (shared.div_(union) > threshold).logical_and_(labels[rows, None] == labels[None, columns])
 
 
-def _resolve(suppresses: Tensor) -> Tensor:
-    """Greedy answer inside one sorted block, as the fixed point of "stays if nobody who stays suppresses it".
+def _resolve(suppresses: Bool[Tensor, "n n"]) -> Bool[Tensor, " n"]:
+    """Greedy answer inside one sorted block: a row is a number of n bits, so that a box costs one `or` at most.
 
-    Box i is right after i + 1 rounds at the latest, since it depends only on the boxes before it.
+    A fixed point by tensor operations takes as many rounds as boxes if each one touches the next.
     """
-    above = suppresses.triu(1)
-    stays = ~above.any(0)
-    while True:
-        # a box that falls for sure frees those it would have suppressed
-        updated = ~(above & stays[:, None]).any(0)
-        if torch.equal(updated, stays):
-            return stays
-        stays = updated
+    packed = np.packbits(suppresses.triu(1).cpu().numpy(), axis=1, bitorder="little")
+    fallen = 0
+    for i, row in enumerate(packed):
+        if not fallen >> i & 1:
+            fallen |= int.from_bytes(row.tobytes(), "little")
+    stays = [not fallen >> i & 1 for i in range(len(packed))]
+    return torch.tensor(stays, dtype=torch.bool, device=suppresses.device)
