@@ -59,7 +59,6 @@ def by_the_book(sets, shape, merging):
         if merging.tile_nms == "weighted":
             weights = torch.ones_like(weights)
         pooled += [(boxes[i], scores[i], labels[i], weights[i]) for i in kept]
-    pooled = sorted(pooled, key=by_score)[: merging.pool]
     if not pooled:
         return torch.zeros(0, 6), torch.zeros(0), torch.zeros(0)
     columns = (torch.stack(column) for column in zip(*pooled, strict=True))
@@ -166,6 +165,49 @@ def test_each_set_is_cut_before_the_sets_are_joined(tile_nms) -> None:
     assert cut["scores"] == pytest.approx([0.45])
 
 
+def far_apart(n, seed) -> Candidates:
+    """What a mirroring sees of n objects: each box is shaken a little; the worse objects score low in all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = 20.0 * torch.cartesian_prod(*[torch.arange(5)] * 3)[:n]
+    low = corner + 0.3 * torch.rand(n, 3, generator=generator)
+    scores = torch.linspace(0.95, 0.05, n) - 0.004 * torch.rand(n, generator=generator)
+    labels = torch.zeros(n, dtype=torch.int64)
+    return Candidates(boxes=torch.cat([low, low + 12], dim=1), scores=scores, labels=labels, weights=torch.ones(n))
+
+
+@pytest.mark.parametrize("models", [2, 5])
+def test_copies_of_a_model_with_mirrors_find_what_it_finds_alone(models) -> None:  # 800 boxes, 1600, 4000
+    sets = [far_apart(100, seed) for seed in range(8)]
+    alone, several = merge(sets, (112, 112, 112)), merge(sets * models, (112, 112, 112))
+    assert len(alone["boxes"]) == len(several["boxes"]) == 100
+    np.testing.assert_allclose(several["boxes"], alone["boxes"], atol=1e-4)
+    np.testing.assert_allclose(several["scores"], alone["scores"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": torch.tensor([0.9, 0.8])}, r"scores are \(2,\), wanted \(3,\) for 3 boxes"),
+        ({"weights": torch.ones(4)}, r"weights are \(4,\), wanted \(3,\)"),
+        ({"labels": torch.zeros(3)}, "labels are torch.float32, wanted integers"),
+        ({"boxes": torch.zeros(3, 7)}, r"boxes are \(3, 7\)"),
+        ({"boxes": torch.tensor([BOX, BOX, [math.nan] * 6])}, "row 2: box .nan"),
+        ({"boxes": torch.tensor([BOX, [*BOX[:5], math.inf], BOX])}, "row 1: box .*inf"),
+        ({"boxes": torch.tensor([BOX, BOX[3:] + BOX[:3], BOX])}, r"row 1: box \[6\.0.* no negative side"),
+        ({"scores": torch.tensor([0.9, 0.8, math.nan])}, "row 2: .* score nan"),
+        ({"scores": torch.tensor([math.inf, 0.8, 0.7])}, "row 0: .* score inf"),
+        ({"scores": torch.tensor([0.9, 0.8, -0.1])}, r"row 2: .* score -0\.1"),
+        ({"weights": torch.tensor([1.0, math.nan, 1.0])}, "row 1: .* weight nan"),
+        ({"weights": torch.tensor([1.0, 0.0, 1.0])}, r"row 1: .* weight 0\.0"),
+    ],
+)
+@pytest.mark.parametrize("tile_nms", ["weighted", "plain"])
+def test_malformed_candidates_are_refused_by_set_and_row(change, message, tile_nms) -> None:
+    good = candidates([(BOX, 0.9, 0, 1.0)] * 3)
+    with pytest.raises(ValueError, match=f"^set 2 of 3, {message}"):
+        merge([good, good | change, good], SHAPE, Merging(tile_nms=tile_nms))
+
+
 def test_candidates_can_be_merged_again() -> None:
     sets = [crowd(30, 0), crowd(30, 1)]
     before = [{key: value.clone() for key, value in one.items()} for one in sets]
@@ -209,7 +251,8 @@ def test_starts_as_nndetection_and_survives_json() -> None:
         ({"ensemble_iou": "0.5"}, r"ensemble_iou is '0\.5', wanted a number"),
         ({"score_threshold": 1.0}, r"score_threshold is 1\.0, wanted a number of at least 0 and less than 1"),
         ({"ensemble_score_threshold": -0.1}, r"ensemble_score_threshold is -0\.1"),
-        ({"min_side": math.inf}, "min_side is inf, wanted a number of 0 or more"),
+        ({"min_side": math.inf}, "min_side is inf, wanted a number greater than 0"),
+        ({"min_side": 0.0}, r"min_side is 0\.0, wanted a number greater than 0"),
         ({"min_side": None}, "min_side is None"),
         ({"tile_nms": "soft"}, "tile_nms is 'soft', wanted one of weighted, plain"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -25,6 +26,12 @@ def raw_case(seed, sets=2, n=30) -> RawCase:
         weights = 0.5 + 0.5 * torch.rand(n, generator=generator)
         found.append(Candidates(boxes=boxes, scores=scores, labels=labels, weights=weights))
     return {"shape_zyx": SHAPE, "candidates": found}
+
+
+def torn(case) -> RawCase:
+    """The last set has lost a score."""
+    first, last = case["candidates"]
+    return {"shape_zyx": SHAPE, "candidates": [first, last | {"scores": last["scores"][:-1]}]}
 
 
 CASES = {f"case {seed}": raw_case(seed) for seed in range(3)}
@@ -80,6 +87,35 @@ def test_tries_what_nndetection_tries_in_its_order_and_computes_nothing_twice(mo
     assert len(merged) == (6 + 1 + 0 + 6 + 6) * len(CASES) * 2  # tiles are not merged again for ensemble_iou
     assert seen == [(i + 1, 28) for i in range(28)]
     assert all(list(detections) == list(CASES) for detections in scored)
+
+
+def test_tiles_are_merged_once_for_all_settings_of_the_ensemble(monkeypatch) -> None:
+    module = importlib.import_module("girih_detectors.inference.sweep")
+    merge_tiles, merged = module.merge_tiles, []
+    monkeypatch.setattr(module, "merge_tiles", lambda *args: merged.append(args) or merge_tiles(*args))
+    sweep(CASES, rough, grid={"ensemble_iou": (0.1, 0.5), "ensemble_score_threshold": (0.0, 0.1, 0.2)})
+    assert len(merged) == len(CASES) * 2
+
+
+def test_only_the_best_merging_of_tiles_and_the_one_on_trial_are_held(monkeypatch) -> None:
+    module = importlib.import_module("girih_detectors.inference.sweep")
+    merge_tiles, merged, held = module.merge_tiles, [], []
+
+    def watched(*args):
+        found = merge_tiles(*args)
+        merged.append(weakref.ref(found["boxes"]))
+        return found
+
+    def score(detections) -> float:
+        held.append(sum(boxes() is not None for boxes in merged))
+        return rough(detections)
+
+    monkeypatch.setattr(module, "merge_tiles", watched)
+    sweep(CASES, score)
+    of_one = 2 * len(CASES)  # sets
+    assert len(merged) == 19 * of_one
+    assert max(held) == 2 * of_one
+    assert not any(boxes() is not None for boxes in merged)
 
 
 def test_the_first_of_equals_is_kept() -> None:
@@ -144,6 +180,11 @@ def test_finds_the_setting_that_removes_what_disturbs() -> None:
         (
             {"cases": {"a": raw_case(0), "b": raw_case(0, sets=3)}},
             "case b has 3 sets of candidates and case a 2, wanted one per model and mirroring",
+        ),
+        ({"cases": {"a": {"shape_zyx": SHAPE, "candidates": []}}}, "case a: no candidates to merge"),
+        (
+            {"cases": {"a": raw_case(0), "b": torn(raw_case(1))}},
+            r"case b: set 2 of 2, scores are \(29,\), wanted \(30,\) for 30 boxes",
         ),
         ({"grid": {}}, "the grid is empty, wanted values for some of pool, tile_nms"),
         ({"grid": {"model_iou": (0.1,)}}, "the grid has 'model_iou', wanted only pool, tile_nms"),

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..interfaces import Detections, Detector, Mask, Volume
-from .merging import MERGING, NO_CANDIDATES, Candidates, Merging, best, join, merge
+from .merging import MERGING, Candidates, Merging, best, join, merge, no_candidates
 from .reading import read_batches, tiles_with
 from .tiling import Triple, centre_weight, tile_grid
 
@@ -114,7 +114,7 @@ def collect(
             raise ValueError(f"valid has shape {tuple(valid.shape)}, the image {shape}")
         tiles = tiles_with(valid, tiles, patch_zyx)
     mirrorings = MIRRORINGS if mirror else MIRRORINGS[:1]
-    pools = [NO_CANDIDATES for _ in models for _ in mirrorings]
+    pools = [no_candidates() for _ in models for _ in mirrorings]
     done = 0
     pin = any(where.type == "cuda" for where in devices)
     reading = read_batches(image, tiles, patch_zyx, batch_size, pin=pin)
