@@ -2,8 +2,10 @@
 
 import csv
 import errno
+import io
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +66,25 @@ def test_rows_are_sorted_and_numbered_as_in_the_other_files(tmp_path: Path) -> N
     assert order == [("a", "2", 0.7), ("a", "3", 0.7), ("a", "1", 0.3), ("b", "1", 0.9), ("b", "2", 0.2)]
     with write_table(tmp_path, min_score=0.5).open() as file:
         assert [row["case_id"] for row in csv.DictReader(file)] == ["a", "a", "b"]
+    with pytest.raises(ValueError, match=r"min_score is 1\.5, wanted 0 to 1"):
+        write_table(tmp_path, min_score=1.5)
+
+
+def test_a_box_with_the_least_score_is_in_the_table(tmp_path: Path) -> None:
+    write(tmp_path, "a", [[0, 0, 0, 1, 1, 1]] * 2, [0.5, 0.25])
+    with write_table(tmp_path, min_score=0.5).open() as file:
+        assert [row["score"] for row in csv.DictReader(file)] == ["0.5"]
+
+
+def test_rows_are_sorted_by_case_id_and_not_by_file_name(tmp_path: Path) -> None:
+    for case_id in ("a b", "a", "a-b"):  # "a b.json" comes before "a.json"
+        write(tmp_path, case_id, [[0, 0, 0, 1, 1, 1]], [0.5])
+    assert [row["case_id"] for row in rows(tmp_path)] == ["a", "a b", "a-b"]
 
 
 def test_an_empty_folder_gives_a_header_and_none_an_error(tmp_path: Path) -> None:
     assert rows(tmp_path) == []
-    assert (tmp_path / "boxes.csv").read_text().startswith("case_id,class,score,box,z0,")
+    assert (tmp_path / "boxes.csv").read_text().startswith('"case_id","class","score","box","z0",')
     with pytest.raises(ValueError, match="is not a folder of predictions"):
         write_table(tmp_path / "none")
 
@@ -79,25 +95,49 @@ def test_the_table_is_read_by_the_metrics_as_predictions(tmp_path: Path) -> None
     assert row["case_id"] == "a"
 
 
+NUMBER = re.compile(r"-?[0-9.]+")
+SIGNS = "=+-@\uff1d\uff0b\uff0d\uff20\t\r\n"
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="/\\\u2028\u2029"),
+    min_size=1,
+    max_size=12,
+).filter(lambda text: not text.startswith("."))
+ODD = ["=1+1", "+1", "-x", "@a", "'=x", "\uff1d1", 'a,b;"c"', "a b", "\u00e4\u2028b", '=HYPERLINK("x"),', "x;=1+1"]
+
+
 @settings(max_examples=40)
-@given(
-    st.text(
-        st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="/\\\u2028\u2029"),
-        min_size=1,
-        max_size=12,
-    ).filter(lambda text: not text.startswith("."))
-    | st.sampled_from(["=1+1", "+1", "-x", "@a", "'=x", "\uff1d1", 'a,b;"c"', "a b", "ä\u2028b", '=HYPERLINK("x"),']),
-    st.sampled_from(["", "\t", "\r", "\n"]),
-)
+@given(NAMES | st.sampled_from(ODD), st.sampled_from(["", "\t", "\r", "\n", "a;", 'a;"', "a\n;'"]))
 def test_names_come_back_and_are_never_formulas(tmp_path_factory, name: str, lead: str) -> None:
     out = tmp_path_factory.mktemp("out")
     case_id = name.encode()[:60].decode(errors="ignore").replace("/", "_")
     write(out, case_id, [[0, 0, 0, 1, 1, 1]], [0.5], classes=(f"{lead}{name}\n", "cyst"))
     (row,) = rows(out)
     for cell, wanted in ((row["case_id"], case_id), (row["class"], f"{lead}{name}\n")):
-        assert cell[0] not in "=+-@\uff1d\uff0b\uff0d\uff20\t\r"
-        assert cell.removeprefix("'") == wanted
-        assert (cell[0] == "'") == (wanted[0] in "=+-@\uff1d\uff0b\uff0d\uff20'\t\r")
+        assert cell[0] not in SIGNS
+        assert re.sub("(^|(?<=[;\"\t\r\n]))'", "", cell) == wanted
+        assert (cell[0] == "'") == (wanted[0] in SIGNS + "'")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "name", ["=1+1", "x;=1+1", 'x;"=1+1";y', 'x;"";+1', 'x";-1', "x;\n=1", "x\t@y", "\n=1", "x;'=1"]
+)
+def test_no_cell_is_a_formula_whatever_separates_cells(tmp_path: Path, name: str, separator: str) -> None:
+    case_id = name.translate({9: "_", 10: "_"})
+    write(tmp_path, case_id, [[0, 0, 0, 1, 1, 1]], [0.5], classes=(name, "cyst"))
+    text = write_table(tmp_path).read_text(encoding="utf-8")
+    for line in text.splitlines()[1:]:
+        assert line[0] not in SIGNS
+    for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+        for cell in row:
+            assert not cell.startswith(tuple(SIGNS)) or NUMBER.fullmatch(cell), row
+
+
+def test_text_is_in_quotation_marks_and_numbers_are_not(tmp_path: Path) -> None:
+    write(tmp_path, "1", [[0, 0, 0, 1, 1, 1]], [0.5], classes=("2", "cyst"))
+    line = write_table(tmp_path).read_text().splitlines()[1]
+    assert line.startswith('"1","2",0.5,1,0.0,')
+    assert line.count('"') == 4
 
 
 def test_numbers_are_those_of_the_json(tmp_path: Path) -> None:
@@ -132,10 +172,35 @@ def test_a_file_that_is_no_case_is_named_and_the_table_before_stays(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json", "boxes.csv"]
 
 
-def test_a_case_that_ends_meanwhile_is_in_the_table(tmp_path: Path, monkeypatch) -> None:
-    """Another process writes case b after this one has looked: this one looks again before it leaves."""
+def test_folders_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path, "a", [[0, 0, 0, 1, 1, 1]], [0.5])
-    write_aside, late = table.write_aside, iter("bc")
+    (tmp_path / "b.json").mkdir()
+    (tmp_path / "._a.json").write_bytes(b"\0\5\x16\7")
+    assert [row["case_id"] for row in rows(tmp_path)] == ["a"]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_the_table(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path, "a", [[0, 0, 0, 1, 1, 1]], [0.5])
+    (tmp_path / "b.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"b\.json cannot be read: No such file"):
+        write_table(tmp_path)
+    (tmp_path / "b.json").unlink()
+    read_text = Path.read_text
+
+    def broken(path: Path, *args, **kwargs) -> str:
+        if path.suffix == ".json" and path.parent == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", broken)
+    with pytest.raises(ValueError, match=r"a\.json cannot be read: Input/output error"):
+        write_table(tmp_path)
+
+
+def test_a_case_that_ends_meanwhile_is_in_the_table(tmp_path: Path, monkeypatch) -> None:
+    """Another process writes case b after this one has looked: this one writes once more before it leaves."""
+    write(tmp_path, "a", [[0, 0, 0, 1, 1, 1]], [0.5])
+    write_aside, late = table.write_aside, iter("b")
 
     def meanwhile(*args, **kwargs) -> None:
         if (name := next(late, None)) is not None:
@@ -143,7 +208,25 @@ def test_a_case_that_ends_meanwhile_is_in_the_table(tmp_path: Path, monkeypatch)
         write_aside(*args, **kwargs)
 
     monkeypatch.setattr(table, "write_aside", meanwhile)
-    assert [row["case_id"] for row in rows(tmp_path)] == ["a", "b", "c"]
+    assert [row["case_id"] for row in rows(tmp_path)] == ["a", "b"]
+
+
+def test_a_folder_that_never_rests_is_written_twice(tmp_path: Path, monkeypatch) -> None:
+    """Who ends after this one writes the table too."""
+    write_aside, written = table.write_aside, []
+
+    def meanwhile(*args, **kwargs) -> None:
+        written.append(f"c{len(written)}")
+        if len(written) > 9:
+            pytest.fail("it would go on forever")
+        write(tmp_path, written[-1], [[0, 0, 0, 1, 1, 1]], [0.5])
+        write_aside(*args, **kwargs)
+
+    monkeypatch.setattr(table, "write_aside", meanwhile)
+    assert [row["case_id"] for row in rows(tmp_path)] == ["c0"]
+    assert len(written) == 2
+    monkeypatch.undo()
+    assert [row["case_id"] for row in rows(tmp_path)] == ["c0", "c1"]
 
 
 def test_a_full_disk_keeps_the_table_before(tmp_path: Path, monkeypatch) -> None:

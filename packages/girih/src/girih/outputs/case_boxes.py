@@ -8,14 +8,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from girih.runs import read_json
+
 SCHEMA = "girih-detections/1"
-CASE_ID = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")
-"""A case id names files."""
+CASE_ID = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
+"""A case id names files: no folders, control characters or halves of a character."""
+CASE_ID_BYTES = 255 - len(".mrk.json")
+"""A file's name has at most 255 bytes."""
+
+
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a character: JSON can hold it, no UTF-8 file can."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +54,36 @@ def case_boxes(detections: Mapping[str, Any], where: str) -> CaseBoxes:
 
     Raises:
         ValueError: another schema or space, a case id that cannot name a file, a field that is missing or of another
-            shape, numbers that are not finite, a box with a negative side, a label without a class, a singular affine.
+            shape, numbers that are not finite, a box with a negative side, a score outside [0, 1], a label without a
+            class, a class that is not text, a singular affine.
     """
     for name, wanted in (("schema", SCHEMA), ("space", "source")):
         if (value := _get(detections, where, name)) != wanted:
             raise ValueError(f"{where}: {name} is {value!r}, wanted {wanted!r}")
     case_id, classes, scores = (_get(detections, where, name) for name in ("case_id", "classes", "scores"))
-    if not isinstance(case_id, str) or not CASE_ID.fullmatch(case_id):
-        raise ValueError(f"{where}: case_id is {case_id!r}, wanted text that can name a file")
+    if not isinstance(case_id, str) or not CASE_ID.fullmatch(case_id) or len(case_id.encode()) > CASE_ID_BYTES:
+        raise ValueError(
+            f"{where}: case_id is {case_id!r}, wanted text that can name a file, of at most {CASE_ID_BYTES} bytes"
+        )
     if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"{where}: classes is {classes!r}, wanted a list of names")
+    if SURROGATE.search("".join(classes)):
+        raise ValueError(f"{where}: classes is {classes!r}, wanted whole characters")
     if not isinstance(scores, list):
         raise ValueError(f"{where}: scores is {scores!r}, wanted a list of numbers")
     n = len(scores)
     z, y, x = _whole(_numbers(detections, where, "shape_zyx", (3,)), where, "shape_zyx", 1, 2**31 - 1).tolist()
     affine = _numbers(detections, where, "affine", (4, 4))
-    if np.linalg.det(affine[:3, :3]) == 0 or affine[3].tolist() != [0, 0, 0, 1]:
+    if np.linalg.matrix_rank(affine) < 4 or affine[3].tolist() != [0, 0, 0, 1]:
         raise ValueError(f"{where}: affine is {affine.tolist()}, wanted one that can be inverted")
     boxes = _numbers(detections, where, "boxes", (n, 6))
     if (bad := (boxes[:, 3:] < boxes[:, :3]).any(axis=1)).any():
         row = int(bad.argmax())
         raise ValueError(f"{where}: boxes row {row} is {boxes[row].tolist()}, wanted z0 <= z1, y0 <= y1, x0 <= x1")
+    given = _numbers(detections, where, "scores", (n,))
+    if (bad := (given < 0) | (given > 1)).any():
+        row = int(bad.argmax())
+        raise ValueError(f"{where}: scores row {row} is {given[row]}, wanted 0 to 1")
     return CaseBoxes(
         case_id=case_id,
         classes=tuple(classes),
@@ -73,9 +91,34 @@ def case_boxes(detections: Mapping[str, Any], where: str) -> CaseBoxes:
         affine=affine,
         boxes=boxes,
         boxes_ras_mm=_numbers(detections, where, "boxes_ras_mm", (n, 6)),
-        scores=_numbers(detections, where, "scores", (n,)),
+        scores=given,
         labels=_whole(_numbers(detections, where, "labels", (n,)), where, "labels", 0, len(classes) - 1),
     )
+
+
+def read_case(path: Path) -> CaseBoxes:
+    """Return the boxes of a case's JSON file, checked.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read, is not as `case_boxes` wants it, or of another case.
+    """
+    try:
+        found = case_boxes(read_json(path, "girih-detections", "a folder of predictions"), str(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if found.case_id != path.stem:
+        raise ValueError(f"{path}: case_id is {found.case_id!r}, wanted the file's name, {path.stem!r}")
+    return found
+
+
+def check_min_score(min_score: float) -> None:
+    """Check the score from which boxes are shown.
+
+    Raises:
+        ValueError: it is not in [0, 1].
+    """
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score is {min_score}, wanted 0 to 1")
 
 
 def read_schema(kind: Literal["detections", "truth"]) -> dict[str, Any]:
@@ -105,6 +148,8 @@ def _numbers(detections: Mapping[str, Any], where: str, name: str, shape: tuple[
         return np.zeros(shape)
     if found.shape != shape or found.dtype.kind not in "iuf":
         raise ValueError(f"{where}: {name} has shape {found.shape} of {found.dtype}, {wanted}")
+    if any(isinstance(one, bool) for one in np.asarray(value, object).flat):  # numpy takes it for a number among others
+        raise ValueError(f"{where}: {name} has a bool, {wanted}")
     if not np.isfinite(found).all():
         row = int(np.argwhere(~np.isfinite(found))[0, 0])
         raise ValueError(f"{where}: {name} row {row} is {found[row].tolist()}, {wanted}")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from girih.outputs.case_boxes import CaseBoxes
+from girih_data3d.affine import MAX_SHEAR
 
 # What Slicer itself writes and compares. It is an identifier: the branch that it names is gone.
 SCHEMA = (
@@ -34,9 +35,12 @@ def markups(found: CaseBoxes, *, min_score: float = 0.0) -> dict[str, Any]:
 
     Each is named by its class and score, and described by the number that it has in the instance NIfTI. Regions are
     locked, so that a click does not move them.
+
+    Raises:
+        ValueError: a sheared affine; regions have right angles.
     """
     rows = np.flatnonzero(found.scores >= min_score)
-    orientation = _axes_lps(found.affine).ravel().tolist()
+    orientation = _axes_lps(found).ravel().tolist()
     low, high = found.boxes[:, 2::-1], found.boxes[:, :2:-1]  # (n, zyx) -> (n, xyz)
     centres = (low + high) / 2 - 0.5  # voxel edges -> voxel-centre indices
     centres_lps = (centres @ found.affine[:3, :3].T + found.affine[:3, 3]) * RAS_TO_LPS
@@ -45,9 +49,15 @@ def markups(found: CaseBoxes, *, min_score: float = 0.0) -> dict[str, Any]:
     return {"@schema": SCHEMA, "markups": regions}
 
 
-def _axes_lps(affine: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "3 3"]:
+def _axes_lps(found: CaseBoxes) -> Float64[np.ndarray, "3 3"]:
     """Unit vectors of the voxel axes as columns; if they are left-handed, one is turned round: a box has no front."""
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) * RAS_TO_LPS[:, None]
+    axes = found.affine[:3, :3] / found.spacing_xyz_mm * RAS_TO_LPS[:, None]
+    shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if shear > MAX_SHEAR:
+        raise ValueError(
+            f"case {found.case_id!r}: affine is sheared: cosine {shear:.4g} between two voxel axes, wanted at most "
+            f"{MAX_SHEAR:g} for the format 'slicer', whose regions have right angles; leave it out"
+        )
     if np.linalg.det(axes) < 0:
         axes[:, 2] *= -1
     return np.asarray(axes + 0.0)  # no -0.0
