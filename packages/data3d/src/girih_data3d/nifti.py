@@ -86,7 +86,7 @@ def write_nifti(
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    aside = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    aside = path.with_name(f".partial-{uuid.uuid4().hex}{suffix}")
     try:
         nib.save(image, aside)
         with aside.open("rb") as handle:
