@@ -92,7 +92,8 @@ def compiled(variants, cache) -> list[dict]:
 def check_compiled(found) -> None:
     kernel, _, channels, *_, capability = found["variant"]
     assert found["REG"] <= 128, found
-    assert found["STACK"] == found["LDL"] == found["STL"] == found["CAS"] == found["CONVERTED"] == 0, found
+    assert found["STACK"] == found["LDL"] == found["STL"] == found["CAS"] == 0, found
+    assert found["CONVERTED"] == 0 or channels < 16, found  # a tile of 8 channels has one warp, which shuffles
     if kernel == "forward":
         assert found["LDG.E.128"] >= 8 or channels % 8, found
     else:

@@ -50,16 +50,16 @@ def _axis(
     levels: tl.constexpr, points: tl.constexpr, form: tl.constexpr, real: tl.constexpr,
 ):  # fmt: skip
     """Along x, y or z: cells of the level, u + 1/2 at place 0, and how far u goes per unit of the place."""
-    extent = _extent(sizes, level, axis, levels)
+    extent = _extent(sizes, level, axis, levels).to(real)
     if form == 0:
         start = tl.full([], 0, real)
-        step = extent.to(real)
+        step = extent
     else:
         start = _read(reference + axis, mask, real) * extent
         if form == 3:
             step = tl.full([], 1, real)
         else:
-            step = _read(reference + 3 + axis, mask, real) * (extent * 0.5 / points)
+            step = _read(reference + 3 + axis, mask, real) * extent * (0.5 / points)
     return extent, start, step
 
 
@@ -97,13 +97,13 @@ def _softmax(scores, mask, count: tl.constexpr, real: tl.constexpr):
 def attend(
     out, value, places, scores, reference, sizes, queries, cells,
     heads: tl.constexpr, channels: tl.constexpr, levels: tl.constexpr, points: tl.constexpr, form: tl.constexpr,
-    columns: tl.constexpr, lanes: tl.constexpr, tile: tl.constexpr, index: tl.constexpr, real: tl.constexpr,
+    lanes: tl.constexpr, tile: tl.constexpr, index: tl.constexpr, real: tl.constexpr,
 ):  # fmt: skip
     """Attended values of a tile of queries of one head.
 
     With `form` 0 places are locations and scores weights; with 3 or 6, the length of a reference point, they are
-    offsets and logits. `sizes` are (W, H, D) of the levels, as floats. `lanes` are the channels and `columns` the
-    levels * points, or 8 for a reference point, both padded to powers of two.
+    offsets and logits. `sizes` are (W, H, D) of the levels, as floats; `lanes` are the channels, padded to a power of
+    two.
     """
     batch, head, query, mask = _program(queries, heads, tile)
     row = query * heads + head
@@ -148,6 +148,7 @@ def attend_backward(
     """Gradients of a tile of queries of one head; None are not computed, those but `grad_value` come together.
 
     `grad_value` is added to; its unit is 1, or 1 / `scale` where that is not None. `grad_reference` is one per head.
+    `columns` are the levels * points, padded to a power of two that holds a reference point.
     """
     batch, head, query, mask = _program(queries, heads, tile)
     row = query * heads + head

@@ -56,13 +56,12 @@ def settings(
     config = CONFIGS[kernel, width]
     lanes = triton.next_power_of_2(channels)
     tile = max(1, min(config.queries, config.most_warps * 32 * 16 // width // lanes))
-    return {
+    found = {
         "heads": heads,
         "channels": channels,
         "levels": levels,
         "points": points,
         "form": form,
-        "columns": max(8, triton.next_power_of_2(levels * points)),
         "lanes": lanes,
         "tile": tile,
         "index": tl.int32 if cells * heads * channels < 2**31 else tl.int64,
@@ -71,6 +70,9 @@ def settings(
         "maxnreg": config.registers,
         "enable_fp_fusion": True,
     }
+    if kernel != "forward":
+        found["columns"] = max(8, triton.next_power_of_2(levels * points))
+    return found
 
 
 def forward(
