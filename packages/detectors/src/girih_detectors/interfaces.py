@@ -76,7 +76,7 @@ class Detector(Protocol):
         ...
 
     def detect(self, images: Float[Tensor, "b c z y x"], /) -> list[Detections]:
-        """Return the post-processed boxes of every image, without gradient."""
+        """Return the post-processed boxes of every image, without gradient; the images stay as they are."""
         ...
 
     def postprocess(self, tensors: Sequence[Tensor], image_zyx: tuple[int, int, int], /) -> list[Detections]:
