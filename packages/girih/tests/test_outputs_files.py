@@ -73,11 +73,12 @@ def test_a_case_without_boxes_has_no_regions_and_lacks_none(tmp_path: Path) -> N
 
 
 def test_boxes_below_min_score_give_no_regions(tmp_path: Path) -> None:
-    write_case(tmp_path, TWO, formats=["slicer"])
-    write_case(tmp_path, TWO, formats=["slicer"], min_score=0.95)
+    made = detections(TWO["boxes"], [0.5, 0.25])
+    write_case(tmp_path, made, formats=["slicer"])
+    write_case(tmp_path, made, formats=["slicer"], min_score=0.75)
     assert not (tmp_path / "slicer/case.mrk.json").exists()
-    assert missing_formats(tmp_path, "case", ["slicer"], min_score=0.95) == ()
-    assert missing_formats(tmp_path, "case", ["slicer"], min_score=0.25) == ("slicer",)
+    assert missing_formats(tmp_path, "case", ["slicer"], min_score=0.75) == ()
+    assert missing_formats(tmp_path, "case", ["slicer"], min_score=0.5) == ("slicer",)
 
 
 # ---- other detections of the same case
