@@ -5,10 +5,12 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from girih_detectors import restore
+from girih_detectors.testing.subject import run_time_types_off
 
 
 def detections(boxes):
@@ -123,11 +125,65 @@ def test_no_detections() -> None:
     assert found["boxes"] == found["scores"] == found["labels"] == found["boxes_ras_mm"] == []
 
 
-def test_bad_input_names_the_case() -> None:
-    good = prepared((2, 2, 2), np.eye(4), np.eye(4))
-    with pytest.raises(ValueError, match=r"case c1, row 1: .*nan"):
-        restore(detections([[0, 0, 0, 1, 1, 1], [0, 0, np.nan, 1, 1, 1]]), good, case_id="c1", classes=("a",))
-    with pytest.raises(ValueError, match=r"case c1, row 0: .*label 0; wanted"):
-        restore(detections([[0, 0, 0, 1, 1, 1]]), good, case_id="c1", classes=())
-    with pytest.raises(ValueError, match="case c1: `affine` is not an invertible"):
-        restore(detections([]), prepared((2, 2, 2), np.eye(4), np.diag([1, 0, 1, 1])), case_id="c1", classes=("a",))
+GOOD = detections([[0, 0, 0, 1, 1, 1], [1, 1, 1, 2, 2, 2]])
+GRID = prepared((2, 3, 4), np.eye(4), np.eye(4))
+
+
+def matrix(row, column, value):
+    affine = np.eye(4)
+    affine[row, column] = value
+    return affine
+
+
+BOX = "finite edges, z0 <= z1, y0 <= y1, x0 <= x1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("boxes", [[0, 0, 0, 1, 1, 1], [0, 0, np.nan, 1, 1, 1]], rf"row 1 is \[0.0, 0.0, nan, .*\], wanted {BOX}"),
+        ("boxes", [[0, 0, 0, np.inf, 1, 1], [0, 0, 0, 1, 1, 1]], f"row 0 is .*inf.*, wanted {BOX}"),
+        ("boxes", [[0, 0, 0, 1, 1, 1], [0, 2, 0, 1, 1, 1]], f"row 1 is .*, wanted {BOX}"),
+        ("boxes", [[0, 0, 0, 1, 1, 1]], r"holds int64 of shape \(1, 6\), wanted numbers of shape \(2, 6\)"),
+        ("boxes", [[0, 0, 0, 1, 1, 1], [0]], r"is no array, wanted numbers of shape \(2, 6\)"),
+        ("boxes", None, r"holds object of shape \(\), wanted numbers of shape \(2, 6\)"),
+        ("scores", [0.5, 7.0], r"row 1 is 7.0, wanted 0\.\.1"),
+        ("scores", [-0.1, 0.5], r"row 0 is -0.1, wanted 0\.\.1"),
+        ("scores", [np.nan, 0.5], r"row 0 is nan, wanted 0\.\.1"),
+        ("scores", [[0.5], [0.5]], r"holds float64 of shape \(2, 1\), wanted numbers along one axis"),
+        ("scores", ["a", "b"], r"holds <U1 of shape \(2,\), wanted numbers along one axis"),
+        ("labels", [0.7, 0.0], r"holds float64 of shape \(2,\), wanted integers of shape \(2,\)"),
+        ("labels", [True, False], r"holds bool of shape \(2,\), wanted integers"),
+        ("labels", [0], r"holds int64 of shape \(1,\), wanted integers of shape \(2,\)"),
+        ("labels", [0, 1], "row 1 is 1, wanted one of 1 classes"),
+        ("labels", [-1, 0], "row 0 is -1, wanted one of 1 classes"),
+        ("source_shape_zyx", (1, 2, 3, 4), r"holds int64 of shape \(4,\), wanted integers of shape \(3,\)"),
+        ("source_shape_zyx", (2.0, 3.0, 4.0), "holds float64 .*, wanted integers"),
+        ("source_shape_zyx", (2, 0, 4), "row 1 is 0, wanted at least one voxel"),
+        ("affine", matrix(1, 1, 0), r"is not an invertible \(4, 4\) matrix"),
+        ("affine", matrix(0, 3, np.nan), r"is not an invertible \(4, 4\) matrix"),
+        ("affine", matrix(3, 3, 2), r"has the last row \[0.0, 0.0, 0.0, 2.0\], wanted \[0, 0, 0, 1\]"),
+        ("affine", matrix(3, 0, 0.5), r"has the last row \[0.5, 0.0, 0.0, 1.0\], wanted"),
+        ("source_affine", matrix(0, 3, 10).T, r"has the last row \[10.0, 0.0, 0.0, 1.0\], wanted"),  # transposed
+        ("source_affine", np.eye(3), r"holds float64 of shape \(3, 3\), wanted numbers of shape \(4, 4\)"),
+        ("source_affine", "abc", r"holds <U3 of shape \(\), wanted numbers"),
+    ],
+)
+def test_bad_fields_are_named_with_their_case(field, value, words) -> None:
+    found, grid = (one | ({field: value} if field in one else {}) for one in (GOOD, GRID))
+    with run_time_types_off(), pytest.raises(ValueError, match=f"^case c1: `{field}` {words}"):
+        restore(found, grid, case_id="c1", classes=("a",))
+
+
+@pytest.mark.parametrize("field", [*GOOD, *GRID])
+def test_missing_fields_are_named_with_their_case(field) -> None:
+    found, grid = ({key: value for key, value in one.items() if key != field} for one in (GOOD, GRID))
+    with run_time_types_off(), pytest.raises(ValueError, match=f"^case c1: `{field}` is missing, wanted"):
+        restore(found, grid, case_id="c1", classes=("a",))
+
+
+def test_tensors_and_lists_are_taken() -> None:
+    wanted = restore(GOOD, GRID, case_id="c", classes=("a",))
+    tensors = {key: torch.from_numpy(value) for key, value in GOOD.items()}
+    lists = {key: value.tolist() if isinstance(value, np.ndarray) else list(value) for key, value in GRID.items()}
+    assert restore(tensors, lists, case_id="c", classes=("a",)) == wanted

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
 
 from ..interfaces import Detections
 
@@ -35,25 +35,30 @@ def restore(
         boxes_ras_mm: the hull (x0, y0, z0, x1, y1, z1) of each source box in patient space.
 
     Raises:
-        ValueError: a number that is not finite, a label without a class, an affine that is not invertible.
+        ValueError: a field is missing or has another shape or kind of numbers; a row of it is not finite, an inverted
+            box, a score outside [0, 1] or a label without a class; an affine is not invertible, or its last row is not
+            (0, 0, 0, 1). Case, field and row are named.
     """
-    boxes = np.asarray(detections["boxes"], dtype=np.float64)
-    scores, labels = np.asarray(detections["scores"]), np.asarray(detections["labels"])
-    _check(boxes, scores, labels, case_id, len(classes))
-    source_affine = _affine(prepared, "source_affine", case_id)
-    world = _map(_corners(boxes), _affine(prepared, "affine", case_id))
+    try:
+        boxes, scores, labels = _columns(detections, len(classes))
+        shape = _array(prepared, "source_shape_zyx", "iu", (3,))
+        _rows("source_shape_zyx", shape, shape >= 1, "at least one voxel")
+        affine, source_affine = _affine(prepared, "affine"), _affine(prepared, "source_affine")
+    except ValueError as error:
+        raise ValueError(f"case {case_id}: {error}") from error
+    world = _map(_corners(boxes), affine)
     index = _map(world, np.linalg.inv(source_affine))  # (n, 8, xyz), voxel centres
     source = _hull(index[..., ::-1] + 0.5)
     return {
         "schema": SCHEMA,
         "case_id": case_id,
         "classes": list(classes),
-        "shape_zyx": [int(n) for n in prepared["source_shape_zyx"]],
+        "shape_zyx": shape.tolist(),
         "affine": source_affine.tolist(),
         "space": "source",
         "boxes": source.tolist(),
-        "scores": scores.astype(np.float64).tolist(),
-        "labels": labels.astype(np.int64).tolist(),
+        "scores": scores.tolist(),
+        "labels": labels.tolist(),
         "boxes_ras_mm": _hull(_map(_corners(source), source_affine)).tolist(),
     }
 
@@ -72,23 +77,44 @@ def _hull(points: Float64[np.ndarray, "n 8 3"]) -> Float64[np.ndarray, "n 6"]:
     return np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
 
 
-def _affine(prepared: Mapping[str, Any], key: str, case_id: str) -> Float64[np.ndarray, "4 4"]:
-    affine = np.asarray(prepared[key], dtype=np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:
-        raise ValueError(f"case {case_id}: `{key}` is not an invertible (4, 4) matrix: {affine.tolist()}")
+def _columns(
+    detections: Mapping[str, Any], classes: int
+) -> tuple[Float64[np.ndarray, "n 6"], Float64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    scores = _array(detections, "scores", "fiu", None).astype(np.float64)
+    boxes = _array(detections, "boxes", "fiu", (scores.size, 6)).astype(np.float64)
+    labels = _array(detections, "labels", "iu", (scores.size,)).astype(np.int64)
+    sound = np.all(np.isfinite(boxes) & (boxes <= boxes[:, [3, 4, 5, 3, 4, 5]]), axis=1)
+    _rows("boxes", boxes, sound, "finite edges, z0 <= z1, y0 <= y1, x0 <= x1")
+    _rows("scores", scores, (scores >= 0) & (scores <= 1), "0..1")
+    _rows("labels", labels, (labels >= 0) & (labels < classes), f"one of {classes} classes")
+    return boxes, scores, labels
+
+
+def _rows(field: str, column: np.ndarray, sound: Bool[np.ndarray, " n"], wanted: str) -> None:
+    if not sound.all():
+        row = int((~sound).argmax())
+        raise ValueError(f"`{field}` row {row} is {column[row].tolist()}, wanted {wanted}")
+
+
+def _affine(prepared: Mapping[str, Any], field: str) -> Float64[np.ndarray, "4 4"]:
+    affine = _array(prepared, field, "fiu", (4, 4)).astype(np.float64)
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:
+        raise ValueError(f"`{field}` is not an invertible (4, 4) matrix: {affine.tolist()}")
+    if affine[3].tolist() != [0, 0, 0, 1]:
+        raise ValueError(f"`{field}` has the last row {affine[3].tolist()}, wanted [0, 0, 0, 1]")
     return affine
 
 
-def _check(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, case_id: str, classes: int) -> None:
-    if boxes.shape != (len(scores), 6) or labels.shape != scores.shape:
-        raise ValueError(
-            f"case {case_id}: boxes {boxes.shape}, scores {scores.shape}, labels {labels.shape}; "
-            "wanted (n, 6), (n,), (n,)"
-        )
-    good = np.isfinite(boxes).all(axis=1) & np.isfinite(scores) & (labels >= 0) & (labels < classes)
-    if not good.all():
-        row = int((~good).argmax())
-        raise ValueError(
-            f"case {case_id}, row {row}: box {boxes[row].tolist()}, score {scores[row]}, label {labels[row]}; "
-            f"wanted finite numbers and a label in 0..{classes - 1}"
-        )
+def _array(fields: Mapping[str, Any], field: str, kinds: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """A field as an array of this shape, or with one axis, of numpy's kinds of numbers: f(loat), i(nt), u(nsigned)."""
+    wanted = "numbers" if "f" in kinds else "integers"
+    wanted += f" of shape {shape}" if shape else " along one axis"
+    if field not in fields:
+        raise ValueError(f"`{field}` is missing, wanted {wanted}")
+    try:
+        array = np.asarray(fields[field])
+    except (TypeError, ValueError) as error:  # rows of other lengths; a tensor that numpy cannot take
+        raise ValueError(f"`{field}` is no array, wanted {wanted}: {error}") from error
+    if array.dtype.kind not in kinds or (array.shape != shape if shape else array.ndim != 1):
+        raise ValueError(f"`{field}` holds {array.dtype} of shape {array.shape}, wanted {wanted}")
+    return array
