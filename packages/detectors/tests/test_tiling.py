@@ -1,6 +1,7 @@
 """Tiles cover the volume, evenly and without duplicates."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from girih_detectors.inference import centre_weight, read_tile, tile_grid, tile_starts
+from girih_detectors.inference import centre_weight, tile_grid, tile_starts
+from girih_detectors.inference.tiling import fill_tile
 
 
 @pytest.mark.parametrize(
@@ -53,19 +55,35 @@ def test_a_mirrored_axis_has_the_mirrored_tiles(length, patch, overlap) -> None:
     assert starts == mirrored
 
 
-@given(st.tuples(*[st.integers(1, 24)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.8))
-def test_every_voxel_of_a_volume_is_covered(shape, patch, overlap) -> None:
-    covered = np.zeros(shape, dtype=int)
-    grid = tile_grid(shape, patch, overlap)
+class Counted:
+    """An image that counts how often each voxel is read."""
+
+    def __init__(self, shape) -> None:
+        self.shape, self.reads = (1, *shape), np.zeros((1, *shape), dtype=int)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return self.reads[index].astype(np.float32)
+
+
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.sampled_from([0.0, 0.3, 0.5, 0.8]))
+def test_every_voxel_of_a_volume_is_read_by_the_tiles_that_cover_it(shape, patch, overlap) -> None:
+    image, grid = Counted(shape), tile_grid(shape, patch, overlap)
     for start in grid:
-        covered[tuple(slice(max(0, s), s + p) for s, p in zip(start, patch, strict=True))] += 1
-    counts = []
-    for n, p in zip(shape, patch, strict=True):
-        starts = tile_starts(n, p, overlap)
-        counts.append([sum(s <= i < s + p for s in starts) for i in range(n)])
-    assert covered.min() >= 1
-    assert np.array_equal(covered, np.einsum("i,j,k->ijk", *counts))
+        fill_tile(np.empty((1, *patch), dtype=np.float32), image, start)
+    first, voxels = np.array(grid), np.argwhere(np.ones(shape))
+    covers = ((voxels[:, None] >= first) & (voxels[:, None] < first + patch)).all(axis=2)
+    assert np.array_equal(image.reads[0].ravel(), covers.sum(axis=1))
+    assert covers.any(axis=1).all()
     assert len(set(grid)) == len(grid)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.sampled_from([0.0, 0.3, 0.5, 0.8]))
+def test_neighbours_share_the_overlap(length, patch, overlap) -> None:  # counted voxel by voxel
+    tiles = [set(range(start, start + patch)) for start in tile_starts(length, patch, overlap)]
+    assert set.union(*tiles) >= set(range(length))
+    for one, other in pairwise(tiles):
+        assert len(one & other) >= int(overlap * patch)
 
 
 def test_bad_lengths_and_overlaps_are_refused() -> None:
@@ -81,7 +99,9 @@ def test_tiles_equal_a_padded_copy(shape, patch) -> None:
     padded = np.pad(image, [(0, 0)] + [(8, 8)] * 3)
     for start in tile_grid(shape, patch, 0.5):
         where = tuple(slice(8 + s, 8 + s + p) for s, p in zip(start, patch, strict=True))
-        assert np.array_equal(read_tile(image, start, patch), padded[(slice(None), *where)])
+        tile = np.full((2, *patch), np.nan, dtype=np.float32)
+        fill_tile(tile, image, start)
+        assert np.array_equal(tile, padded[(slice(None), *where)])
 
 
 def test_centre_weight_by_place() -> None:  # numbers measured on nnDetection with a cubic tile

@@ -1,6 +1,8 @@
 """Whole volumes, with a detector that finds bright cuboids exactly."""
 
+import re
 import threading
+import zlib
 from itertools import product
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 from girih_detectors import RetinaUNet, detect_volume
 from girih_detectors.inference import MIRRORINGS, Merging, collect, merge, tile_grid, unmirror
 from girih_detectors.testing import TinyPyramid, toy_batch
+from girih_detectors.testing.subject import run_time_types_off
 
 
 class BrightBoxes(nn.Module):
@@ -80,16 +83,13 @@ def test_objects_come_back_once_at_their_place(mirror, batch_size) -> None:
     np.testing.assert_allclose(found["scores"][:3], [0.9, 0.8, 0.7], atol=1e-5)
     assert found["labels"][:3].tolist() == [0, 1, 0]
     assert detector.training  # the mode before the call
-    assert seen[-1] == (6, 6)  # 2 x 3 x 1 tiles: (24 - 16) / 8 + 1, ceil((26 - 16) / 8) + 1, padded
-    assert len(detector.calls) == len(seen) * (8 if mirror else 1)
+    # 2 x 3 x 1 tiles: (24 - 16) / 8 + 1, ceil((26 - 16) / 8) + 1, padded
+    assert seen == [(done, 6) for done in [*range(0, 6, batch_size), 6]]
+    assert len(detector.calls) == (len(seen) - 1) * (8 if mirror else 1)
 
 
-def test_answer_does_not_depend_on_the_batch_size() -> None:
-    torch.manual_seed(0)
-    detector = RetinaUNet(
-        TinyPyramid(), classes=("a", "b"), anchors_zyx=[[4, 4, 4], [6, 6, 6]], levels=(1, 2), head_channels=16
-    )
-    image = np.random.default_rng(0).normal(size=(1, 20, 30, 16)).astype(np.float32)
+def test_answer_does_not_depend_on_the_batch_size_but_for_rounding_in_the_network() -> None:
+    detector, image = small_network(), noise(20, 30, 16)
     one = detect_volume(detector, image, patch_zyx=(16, 16, 16), mirror=False, batch_size=1)
     four = detect_volume(detector, image, patch_zyx=(16, 16, 16), mirror=False, batch_size=4)
     np.testing.assert_allclose(one["boxes"], four["boxes"], atol=1e-4)
@@ -100,23 +100,31 @@ def test_answer_does_not_depend_on_the_batch_size() -> None:
     assert (np.diff(one["scores"]) <= 0).all()
 
 
+def test_tiles_and_merging_do_not_depend_on_the_batch_size_at_all() -> None:  # many equal scores: the order counts
+    image = np.zeros((1, 40, 36, 20), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    for z, y, x in product(range(0, 40, 5), range(0, 36, 5), range(0, 20, 5)):
+        image[0, z : z + 3, y : y + 2, x : x + 4] = rng.choice([0.5, 0.7, 10.7])
+    settings = {"patch_zyx": (16, 12, 8), "overlap": 0.4}
+    wanted = collect(BrightBoxes(), image, batch_size=1, pool=150, **settings)
+    for batch_size in (2, 5, 1000):
+        found = collect(BrightBoxes(), image, batch_size=batch_size, pool=150, **settings)
+        for one, other in zip(found, wanted, strict=True):
+            assert same(one, other)
+            assert torch.equal(one["weights"], other["weights"])
+        assert same(
+            merge(found, (40, 36, 20)), detect_volume(BrightBoxes(), image, merging=Merging(pool=150), **settings)
+        )
+
+
 def test_a_volume_of_one_tile_is_what_detect_finds() -> None:
-    torch.manual_seed(0)
-    detector = RetinaUNet(TinyPyramid(), classes=("a", "b"), anchors_zyx=[[6, 6, 6]], levels=(1, 2), head_channels=16)
+    detector = small_network()
     images, _ = toy_batch((2,))
-    whole = detect_volume(detector, images[0].numpy(), patch_zyx=(24, 24, 24), mirror=False)
-    best = detector.detect(images)[0]
-    np.testing.assert_allclose(whole["boxes"][0], best["boxes"][0].numpy())
-
-
-@pytest.mark.parametrize(
-    "axes", [axes for n in range(4) for axes in product(range(3), repeat=n) if len(set(axes)) == n]
-)
-def test_unmirror_undoes_a_flip(axes) -> None:
-    patch = (8, 10, 12)
-    image = torch.from_numpy(planted(patch, [(1, 2, 3, 3, 6, 5)], [0.5]))[None]
-    flipped = BrightBoxes().eval().detect(image.flip([a + 2 for a in axes]))[0]
-    assert unmirror(flipped["boxes"], list(axes), patch).tolist() == [[1, 2, 3, 3, 6, 5]]
+    untouched = Merging(tile_iou=1.0, ensemble_iou=1.0)  # no overlap is greater
+    whole = detect_volume(detector, images[0].numpy(), patch_zyx=(24, 24, 24), mirror=False, merging=untouched)
+    (alone,) = detector.eval().detect(images)
+    assert len(alone["scores"]) == 100
+    assert same(whole, {key: value.numpy() for key, value in alone.items()})
 
 
 def test_tiles_without_valid_voxels_are_never_read() -> None:
@@ -172,47 +180,52 @@ class Counting:
 
 def test_candidates_are_kept_by_model_and_mirroring_and_merge_to_the_detections() -> None:
     image, models = Counting(noise(20, 24, 16)), [small_network(0), small_network(1)]
-    raw = collect(models, image, patch_zyx=(16, 16, 16), pool=250)
-    assert len(image.seen) == len(set(image.seen)) == 4  # every tile once for 2 x 8
+    raw = collect(models, image, patch_zyx=PATCH, pool=250)
+    assert len(image.seen) == len(set(image.seen)) == 18  # every tile once for 2 x 8
     assert len(raw) == 16
     for i, one in enumerate(raw):
         shapes = [tuple(one[key].shape) for key in ("boxes", "scores", "labels", "weights")]
         assert shapes == [(250, 6), (250,), (250,), (250,)]
-        assert same(one, by_hand(models[i // 8], image.image, MIRRORINGS[i % 8], 250))
-        assert bool(((one["weights"] >= 0.5) & (one["weights"] <= 1)).all())
-    together = detect_volume(models, image, patch_zyx=(16, 16, 16), merging=Merging(pool=250))
+        wanted = by_hand(models[i // 8], image.image, MIRRORINGS[i % 8], 250)
+        assert same(one, wanted)
+        torch.testing.assert_close(one["weights"], wanted["weights"])
+    together = detect_volume(models, image, patch_zyx=PATCH, merging=Merging(pool=250))
     assert same(merge(raw, (20, 24, 16), Merging(pool=250)), together)
+
+
+PATCH = (16, 12, 8)
 
 
 def by_hand(model, image, axes, pool):
     """One mirroring of all tiles, tile by tile and box by box."""
-    rows, patch = [], (16, 16, 16)
-    for z, y, x in tile_grid(image.shape[1:], patch, 0.5):
-        tile = torch.from_numpy(image[None, :, z : z + 16, y : y + 16, x : x + 16].copy())
+    rows, sides = [], torch.tensor(PATCH)
+    for z, y, x in tile_grid(image.shape[1:], PATCH, 0.5):
+        tile = torch.from_numpy(image[None, :, z : z + 16, y : y + 12, x : x + 8].copy())
         (found,) = model.eval().detect(tile.flip([axis + 2 for axis in axes]))
         for box, score, label in zip(*(found[key] for key in ("boxes", "scores", "labels")), strict=True):
             low, high = box[:3].clone(), box[3:].clone()
             for axis in axes:
-                low[axis], high[axis] = 16 - box[axis + 3], 16 - box[axis]
+                low[axis], high[axis] = PATCH[axis] - box[axis + 3], PATCH[axis] - box[axis]
+            off = ((low + high - sides) / 2).norm() / (sides / 2).norm()
             start = torch.tensor([z, y, x])
-            rows.append((torch.cat([low + start, high + start]), score, label))
+            rows.append((torch.cat([low + start, high + start]), score, label, 1 - max(off - 0.5, torch.zeros(()))))
     rows.sort(key=lambda row: -row[1])  # stable
-    boxes, scores, labels = zip(*rows[:pool], strict=True)
-    return {"boxes": torch.stack(boxes), "scores": torch.stack(scores), "labels": torch.stack(labels)}
+    columns = (torch.stack(column) for column in zip(*rows[:pool], strict=True))
+    return dict(zip(("boxes", "scores", "labels", "weights"), columns, strict=True))
 
 
 def test_an_ensemble_of_one_model_is_the_model() -> None:
     model, image = small_network(), noise(20, 24, 16)
     settings = {"patch_zyx": (16, 16, 16), "batch_size": 4, "merging": Merging(max_detections=40)}
-    for mirror in (False, True):
-        assert same(
-            detect_volume([model], image, mirror=mirror, **settings),
-            detect_volume(model, image, mirror=mirror, **settings),
-        )
+    alone = detect_volume(model, image, **settings)
+    for ensemble in ([model], nn.ModuleList([model]), (model,), iter([model])):
+        assert same(detect_volume(ensemble, image, **settings), alone)
+    plain = detect_volume(model, image, mirror=False, **settings)
+    assert same(detect_volume([model], image, mirror=False, **settings), plain)
     # 40 boxes of 8 or 16 mirrorings: both fit into the pool of 1000
-    once, twice = detect_volume(model, image, **settings), detect_volume([model, model], image, **settings)
+    twice = detect_volume([model, model], image, **settings)
     for key in ("boxes", "scores", "labels"):
-        np.testing.assert_allclose(twice[key], once[key], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(twice[key], alone[key], rtol=1e-5, atol=1e-4)
     assert model.training
 
 
@@ -264,6 +277,34 @@ def test_a_mirrored_image_has_the_mirrored_boxes_of_a_network(axes) -> None:  # 
     np.testing.assert_allclose(turned["scores"], straight["scores"], atol=1e-5)
 
 
+def test_every_module_is_in_the_mode_it_was_in() -> None:
+    model = small_network().train()
+    model.pyramid.down[0].eval()  # frozen
+    modes = [module.training for module in model.modules()]
+    detect_volume([model, model], noise(16, 16, 16), patch_zyx=(16, 16, 16), mirror=False)
+    with pytest.raises(ValueError, match="not finite"):
+        detect_volume(model, noise(16, 16, 16) * np.nan, patch_zyx=(16, 16, 16))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_models_and_tiles_go_to_the_device() -> None:
+    class Elsewhere(BrightBoxes):
+        def detect(self, images):
+            assert not torch.is_grad_enabled()
+            seen.append((self.anything.device.type, images.device.type, tuple(images.shape)))
+            return [{"boxes": torch.zeros(0, 6), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}] * len(
+                images
+            )
+
+    seen, image = [], noise(16, 16, 24)
+    found = detect_volume([Elsewhere(), Elsewhere()], image, patch_zyx=(16, 16, 16), mirror=False, device="meta")
+    assert seen == [("meta", "meta", (1, 1, 16, 16, 16))] * 4
+    assert len(found["scores"]) == 0
+    seen.clear()
+    detect_volume([Elsewhere().to("meta"), Elsewhere()], image, patch_zyx=(16, 16, 16), mirror=False, batch_size=2)
+    assert [each[:2] for each in seen] == [("meta", "meta"), ("cpu", "cpu")]  # each where it is
+
+
 def test_under_autocast_boxes_are_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = detect_volume(small_network(), noise(20, 16, 16), patch_zyx=(16, 16, 16), batch_size=2, mirror=False)
@@ -284,46 +325,31 @@ def test_reading_overlaps_the_network() -> None:
     assert image.seen == [(0, 0, 0), (0, 0, 8)]
 
 
-def test_a_tile_that_cannot_be_read_is_named() -> None:
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, KeyError, IndexError, EOFError, zlib.error])
+def test_a_tile_that_cannot_be_read_is_named(kind) -> None:
     def fail(index) -> None:
         if index[1].start == 8:
-            raise OSError("the disk is gone")
+            raise kind("the disk is gone")
 
     model = BrightBoxes().train()
-    with pytest.raises(
-        ValueError, match=r"the tile that starts at \(8, 0, 0\) .* cannot be read: the disk is gone"
-    ) as e:
+    wanted = r"^the tile that starts at \(8, 0, 0\) .* cannot be read: .*the disk is gone"
+    with pytest.raises(ValueError, match=wanted) as e:
         detect_volume(model, Counting(noise(24, 16, 16) * 0, fail), patch_zyx=(16, 16, 16))
-    assert isinstance(e.value.__cause__, OSError)
+    assert isinstance(e.value.__cause__, kind)
     assert model.training
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
 
+
+def test_a_tile_of_another_shape_is_named() -> None:
     class Short(Counting):
         def __getitem__(self, index):
             return super().__getitem__(index)[:, :1]
 
     with pytest.raises(ValueError, match=r"\(0, 0, 0\) .* returned \(1, 1, 16, 16\) voxels, wanted \(1, 16, 16, 16\)"):
-        detect_volume(model, Short(noise(24, 16, 16)), patch_zyx=(16, 16, 16))
+        detect_volume(BrightBoxes(), Short(noise(24, 16, 16)), patch_zyx=(16, 16, 16))
 
 
-def test_output_that_makes_no_sense_is_refused_with_its_tile() -> None:
-    class Wrong(BrightBoxes):
-        def _one(self, image):
-            found = super()._one(image)
-            return found | {self.key: found[self.key] * torch.nan}
-
-    for key in ("boxes", "scores"):
-        model = Wrong()
-        model.key = key
-        with pytest.raises(
-            ValueError, match=r"^tiles starting at \[\(8, 0, 0\)\] .*: the detector returned .* not finite"
-        ):
-            detect_volume(model, planted((24, 16, 16), [(20, 2, 2, 22, 4, 4)], [0.5]), patch_zyx=(16, 16, 16))
-    objects = planted((16, 16, 16), [(2, 2, 2, 4, 4, 4)], [31.5])
-    with pytest.raises(ValueError, match=r"tiles .* the detector returned the score 1\.5, wanted 0\.\.1"):
-        detect_volume(BrightBoxes(), objects, patch_zyx=(16, 16, 16))
-    with pytest.raises(ValueError, match=r"tiles .* the detector returned the label 3, wanted 0\.\.1"):
-        detect_volume(BrightBoxes(), np.minimum(objects, 30.5), patch_zyx=(16, 16, 16))
+def test_output_that_is_not_finite_names_model_and_tiles() -> None:
     image = planted((24, 16, 16), [], [])
     image[0, 20] = np.nan
     with pytest.raises(
@@ -357,11 +383,17 @@ def test_bad_input_is_refused() -> None:
         detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), batch_size=0)
     with pytest.raises(ValueError, match="pool is 0"):
         collect(BrightBoxes(), image, patch_zyx=(16, 16, 16), pool=0)
-    with pytest.raises(ValueError, match="a patch of 0"):
-        detect_volume(BrightBoxes(), image, patch_zyx=(16, 0, 16))
-    detector = RetinaUNet(TinyPyramid(), classes=("a",), anchors_zyx=[[6, 6, 6]], levels=(1, 2), head_channels=16)
-    image[0, 3, 3, 3] = np.nan
-    with pytest.raises(ValueError, match=r"tiles starting at \[\(0, 0, 0\)\].*not finite"):
-        detect_volume(detector, image, patch_zyx=(16, 16, 16))
+    with run_time_types_off():
+        for patch in ((16, 0, 16), (16.0, 16.0, 16.0), (16, 16), 16, "abc"):
+            with pytest.raises(
+                ValueError, match=rf"patch_zyx is {re.escape(repr(patch))}, wanted a tuple of three int"
+            ):
+                detect_volume(BrightBoxes(), image, patch_zyx=patch)
+        with pytest.raises(ValueError, match=r"batch_size is 1\.5, wanted an integer of at least 1"):
+            detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), batch_size=1.5)
+    absent = f"cuda:{torch.cuda.device_count()}"
+    for device in (absent, "nowhere"):
+        with pytest.raises(ValueError, match=f"device is '{device}', which torch cannot use here: "):
+            detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), device=device)
     with pytest.raises(ValueError, match="18 voxels along x, wanted a multiple of 4"):
-        detect_volume(detector, image, patch_zyx=(16, 16, 18))
+        detect_volume(small_network(), image, patch_zyx=(16, 16, 18))

@@ -3,8 +3,9 @@
 from .merging import Candidates, Merging, merge
 from .restore import restore
 from .sweep import GRID, RawCase, SweepResult, SweepRow, sweep
-from .tiling import centre_weight, read_tile, tile_grid, tile_starts
-from .volume import MIRRORINGS, collect, detect_volume, unmirror
+from .tile_boxes import MIRRORINGS, unmirror
+from .tiling import centre_weight, tile_grid, tile_starts
+from .volume import collect, detect_volume
 
 __all__ = [
     "GRID",
@@ -18,7 +19,6 @@ __all__ = [
     "collect",
     "detect_volume",
     "merge",
-    "read_tile",
     "restore",
     "sweep",
     "tile_grid",

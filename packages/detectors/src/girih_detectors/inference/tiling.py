@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from ..anchors import Triple
 from ..interfaces import Volume
-
-Triple = tuple[int, int, int]
 
 
 def tile_starts(length: int, patch: int, overlap: float) -> list[int]:
     """Return the first voxel of every tile along one axis: evenly spaced, the first and last flush with the borders.
 
     ceil((length - patch) / stride) + 1 tiles with stride = patch - int(overlap * patch): the fewest whose neighbours
-    share at least the overlap. Tiles of a mirrored axis are the mirrored tiles, but for the middle one where it would
-    start at half a voxel. An axis shorter than the patch has one tile, centred, with a negative start.
+    have at least int(overlap * patch) voxels in common. Tiles of a mirrored axis are the mirrored tiles, but for the
+    middle one where it would start at half a voxel. An axis shorter than the patch has one tile, centred, with a
+    negative start.
 
     Raises:
         ValueError: a length below 1 or an overlap outside [0, 1).
@@ -48,19 +48,12 @@ def inside(start: Triple, patch_zyx: Triple, shape_zyx: Triple) -> tuple[slice, 
     return z, y, x
 
 
-def read_tile(image: Volume, start: Triple, patch_zyx: Triple) -> Float32[np.ndarray, "c z y x"]:
-    """Return one tile; what lies outside the image is 0, as the padding of training patches.
+def fill_tile(tile: Float32[np.ndarray, "c z y x"], image: Volume, start: Triple) -> None:
+    """Write what the image has from `start` on into `tile`; what lies outside is 0, as the padding of training patches.
 
     Raises:
         ValueError: the image returns another shape than its slices ask for.
     """
-    tile = np.empty((image.shape[0], *patch_zyx), dtype=np.float32)
-    fill_tile(tile, image, start)
-    return tile
-
-
-def fill_tile(tile: Float32[np.ndarray, "c z y x"], image: Volume, start: Triple) -> None:
-    """Write the part of the image that starts at `start` into `tile`, as `read_tile` returns it."""
     channels, *patch = tile.shape
     z, y, x = image.shape[1:]
     part = inside(start, (patch[0], patch[1], patch[2]), (z, y, x))
