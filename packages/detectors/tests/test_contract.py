@@ -96,6 +96,24 @@ class SwapsAxes(RetinaUNet):
         return [one | {"boxes": one["boxes"][:, [2, 1, 0, 5, 4, 3]]} for one in super().postprocess(tensors, image_zyx)]
 
 
+class ShiftsOut(RetinaUNet):
+    def postprocess(self, tensors, image_zyx):
+        return [one | {"boxes": one["boxes"] + 3} for one in super().postprocess(tensors, image_zyx)]
+
+
+class Brightens(RetinaUNet):
+    def detect(self, images):
+        return super().detect(images.add_(0.5))
+
+
+class Remembers(RetinaUNet):
+    """Compares an image with the one before."""
+
+    def detect(self, images):
+        before, self.before = getattr(self, "before", 0), images
+        return super().detect(images - before if getattr(before, "shape", None) == images.shape else images)
+
+
 class OtherWhenCompiled(RetinaUNet):
     def tensors(self, images):
         return tuple(2 * x if torch.compiler.is_compiling() else x for x in super().tensors(images))
@@ -184,7 +202,13 @@ BROKEN = [
     (SwapsAxes, "check_anisotropic_patch"),
     (TakesAnyChannels, "check_one_and_four_channels"),
     (LooksAtItsNeighbours, "check_neighbours_in_the_batch_change_nothing"),
+    (Brightens, "check_detect_leaves_its_images"),
     (HidesWhatIsNotFinite, "check_whole_volume"),
+    (Unsorted, "check_whole_volume"),
+    (SwapsAxes, "check_whole_volume"),
+    (ShiftsOut, "check_whole_volume"),
+    (Brightens, "check_whole_volume"),
+    (Remembers, "check_whole_volume"),
     (Forgetful, "check_state_round_trip"),
     (BfloatLoss, "check_bfloat16"),
     (OtherWhenCompiled, "check_tensors_compile"),

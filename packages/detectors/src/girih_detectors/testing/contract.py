@@ -13,6 +13,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     detection_checks.check_anisotropic_patch,
     detection_checks.check_one_and_four_channels,
     detection_checks.check_neighbours_in_the_batch_change_nothing,
+    detection_checks.check_detect_leaves_its_images,
     detection_checks.check_whole_volume,
     deployment_checks.check_state_round_trip,
     deployment_checks.check_bfloat16,

@@ -1,11 +1,14 @@
 """Checks of what a detector finds, and of the images it takes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..inference import detect_volume
-from ..interfaces import Detector
+from ..anchors import Triple
+from ..inference import MIRRORINGS, collect, detect_volume, tile_grid
+from ..interfaces import Detections, Detector
 from .subject import Make, build, require
 from .tiny import toy_batch
 
@@ -47,18 +50,30 @@ def check_neighbours_in_the_batch_change_nothing(make: Make) -> None:
             require(same, f"image {row} has other {key} in a batch of {len(images)} than alone")
 
 
+def check_detect_leaves_its_images(make: Make) -> None:
+    """`detect` changes nothing in its images: others look at the same tiles, and at mirrored copies made later."""
+    detector = build(make).eval()
+    images, _ = toy_batch((2, 0))
+    before = images.clone()
+    detector.detect(images)
+    require(torch.equal(images, before), "`detect` has changed its images")
+
+
 def check_whole_volume(make: Make) -> None:
-    """`detect_volume` takes it tile by tile and mirrored; what is not finite in the image is an error with its tile."""
-    detector, patch = build(make), (16, 16, 16)
-    image = toy_batch((3,), shape=(16, 16, 28))[0][0].numpy()
-    found = detect_volume(detector, image, patch_zyx=patch, batch_size=3)
-    boxes, scores, labels = (np.asarray(found[key]) for key in ("boxes", "scores", "labels"))
-    require(
-        boxes.shape == (len(scores), 6) and labels.shape == scores.shape, "boxes, scores and labels differ in number"
-    )
-    require(bool(((boxes >= 0) & (boxes <= [16, 16, 28] * 2)).all()), "a box reaches out of the volume")
-    require(bool(((scores >= 0) & (scores <= 1)).all()), "a score lies outside [0, 1]")
-    require(bool((scores[1:] <= scores[:-1]).all()), "scores do not descend")
+    """A volume has in every mirroring what `detect` finds in its tiles one by one; with a NaN it is an error.
+
+    Compared are the boxes before they are merged, to the bit. The patch has three different sides. The error
+    names the tile of the NaN.
+    """
+    detector, patch = build(make).eval(), (16, 24, 8)
+    image = toy_batch((3,), shape=(16, 24, 20))[0][0].numpy()
+    wanted = [_tile_by_tile(detector, image, patch, axes) for axes in MIRRORINGS]
+    found = collect(detector, image, patch_zyx=patch, pool=max(len(scores) for _, scores, _ in wanted) or 1)
+    for axes, one, columns in zip(MIRRORINGS, found, wanted, strict=True):
+        for key, a, b in zip(
+            ("boxes", "scores", "labels"), (one["boxes"], one["scores"], one["labels"]), columns, strict=True
+        ):
+            require(torch.equal(a, b), f"mirrored along {axes}, a volume has other {key} than its tiles one by one")
     image[:, 0, 0, -1] = np.nan
     try:
         detect_volume(detector, image, patch_zyx=patch, mirror=False)
@@ -70,8 +85,27 @@ def check_whole_volume(make: Make) -> None:
     )
 
 
-def require_detections(detector: Detector, images: Tensor) -> None:
-    """Raise AssertionError unless `detect` keeps its promises for these images."""
+def _tile_by_tile(
+    detector: Detector, image: np.ndarray, patch: Triple, axes: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels of all tiles, each flipped along these axes, in the volume, by descending score."""
+    boxes, scores, labels = [], [], []
+    for start in tile_grid((image.shape[1], image.shape[2], image.shape[3]), patch, 0.5):
+        part = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
+        tile = torch.from_numpy(image[(None, slice(None), *part)].copy()).flip([axis + 2 for axis in axes])
+        (one,) = require_detections(detector, tile)
+        straight = torch.as_tensor(one["boxes"]).clone()
+        for axis in axes:
+            straight[:, [axis, axis + 3]] = patch[axis] - straight[:, [axis + 3, axis]]
+        boxes.append(straight + torch.tensor(start * 2))
+        scores.append(torch.as_tensor(one["scores"]))
+        labels.append(torch.as_tensor(one["labels"]))
+    order = torch.cat(scores).argsort(descending=True, stable=True)
+    return torch.cat(boxes)[order], torch.cat(scores)[order], torch.cat(labels)[order]
+
+
+def require_detections(detector: Detector, images: Tensor) -> list[Detections]:
+    """Return what `detect` finds in these images; raise AssertionError unless it keeps its promises."""
     found = detector.detect(images)
     require(len(found) == len(images), f"{len(found)} results for {len(images)} images")
     limit = torch.tensor(images.shape[2:] * 2)
@@ -86,3 +120,4 @@ def require_detections(detector: Detector, images: Tensor) -> None:
         require(bool(((boxes >= 0) & (boxes <= limit)).all()), "a box reaches out of the image")
         require(bool((boxes[:, :3] <= boxes[:, 3:]).all()), "a box is inverted")
         require(bool(((labels >= 0) & (labels < len(detector.classes))).all()), "a label has no class")
+    return found
