@@ -89,14 +89,15 @@ def _joined(found: Sequence[Detections], patch_zyx: Triple, classes: int) -> tup
 def _columns(one: Detections) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, scores and labels of one image, where it is, of the shapes and kinds that they should have."""
     if not isinstance(one, Mapping) or not {"boxes", "scores", "labels"} <= one.keys():
-        raise ValueError(f"the detector returned {one!r} for an image, wanted a dict of boxes, scores and labels")
+        found = list(one) if isinstance(one, Mapping) else repr(one)
+        raise ValueError(f"the detector returned {found} for an image, wanted a dict of boxes, scores and labels")
     boxes, scores, labels = (torch.as_tensor(one[key]) for key in ("boxes", "scores", "labels"))
     n = scores.numel()
     integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if boxes.shape != (n, 6) or scores.shape != (n,) or labels.shape != (n,) or not integers:
-        found = ", ".join(f"{tuple(column.shape)} {column.dtype}" for column in (boxes, scores, labels))
+        columns = ", ".join(f"{tuple(column.shape)} {column.dtype}" for column in (boxes, scores, labels))
         raise ValueError(
-            f"the detector returned boxes, scores and labels of {found} for an image, wanted (n, 6), (n,), (n,) and "
+            f"the detector returned boxes, scores and labels of {columns} for an image, wanted (n, 6), (n,), (n,) and "
             "labels of integers"
         )
     return boxes, scores, labels
