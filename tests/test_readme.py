@@ -20,8 +20,9 @@ SMALL = {
     "prepare": [],
     "pretrain": ["--patch-zyx", "32", "32", "32", "--batch-size", "2", "--steps", "2"],
     "finetune": ["--steps", "2", "--warmup-steps", "1"],
-    "predict": ["--no-mirror", "--device", "cpu"],
+    "predict": ["--fast", "--device", "cpu"],
     "evaluate": ["--draws", "20"],
+    "look": [],
 }
 
 
@@ -35,7 +36,7 @@ def test_the_commands_on_own_scans(
         shutil.copy(raw / f"case{number}.nii.gz", tmp_path / "unlabelled")
     monkeypatch.chdir(tmp_path)
     lines = [shlex.split(line) for line in README.splitlines() if line.startswith("girih ")]
-    assert [line[1] for line in lines] == ["prepare"] * 3 + ["pretrain", "finetune", "predict", "evaluate"]
+    assert [line[1] for line in lines] == ["prepare"] * 3 + ["pretrain", "finetune", "predict", "evaluate", "look"]
     for line in lines:
         training = ["--plan", plan, "--workers", "0", "--device", "cpu"] if line[1] in ("pretrain", "finetune") else []
         code = main([*line[1:], *SMALL[line[1]], *training])
@@ -43,6 +44,7 @@ def test_the_commands_on_own_scans(
     scores = json.loads((tmp_path / "predictions" / "retina.scores.json").read_text())
     assert scores["n_images"] == 3
     assert (tmp_path / "runs" / "mae" / "progress.png").stat().st_size > 1000
+    assert (tmp_path / "look" / "report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "runs" / "retina" / "transfer.json").read_text())["counts"]["loaded"] > 0
 
 
