@@ -22,7 +22,7 @@ from PIL import Image
 from girih.cli import main
 from girih.commands.evaluate import evaluate
 from girih.report import look
-from girih.report.overlays import OUTLINES, Mark, marks_of
+from girih.report.marks import OUTLINES, Mark, marks_of
 from girih.report.stack import MOST_SLICES, SLAB_SLICES, box_on_stack, make_stack
 from girih.report.verdicts import judge
 from girih.report.volumes import Volume, open_volumes
@@ -153,7 +153,7 @@ def flat(
         at = np.meshgrid(*(np.arange(a, a + n) for a, n in zip(start, size, strict=True)), indexing="ij")
         return values(np.stack(at)).astype(np.float32)
 
-    return Volume("v", shape, spacing, affine, shape, affine, True, read)
+    return Volume("v", shape, spacing, affine, shape, affine, 1, True, read)
 
 
 def decoded(picture: bytes) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_a_voxel_lies_under_its_box(shape: tuple[int, int, int], seed: int) -> N
     volume = flat(shape, lambda zyx: np.where(np.equal(zyx.T, (z, y, x)).all(-1).T, 900.0, -1200.0), (3.0, 0.5, 2.0))
     stack = make_stack(volume, 10**6)
     pixels = np.stack([decoded(picture) for picture in stack.pictures])
-    box = box_on_stack(Mark("tp", np.array([z, y, x, z + 1, y + 1, x + 1.0]), "a", 1.0), volume)
+    box = box_on_stack(Mark("tp", np.array([z, y, x, z + 1, y + 1, x + 1.0]), "a", 1.0, int(z)), volume)
     brightest = np.array(np.unravel_index(pixels.argmax(), pixels.shape))[::-1]
     steps = np.array(stack.step_zyx_mm[::-1])
     np.testing.assert_allclose(box[:3], brightest * steps, atol=1e-9)
@@ -225,11 +225,11 @@ def test_a_scan_without_a_unit_shows_its_own_range() -> None:
 
 def test_one_montage_a_case_worst_first_and_none_left_over(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "montages").mkdir()
-    for name in (f"0001_{CASES[0]}.png", "0001_other.png", "notes.txt"):
+    for name in (f"0001_{CASES[0]}.png", "0012_other.png", "0001.png", "notes.txt"):
         (tmp_path / "montages" / name).write_text("old")
     look(tmp_path, predictions={"p": folders.predictions}, data=folders.store, truth=folders.truth)
     names = sorted(path.name for path in (tmp_path / "montages").iterdir())
-    assert names == sorted([f"0001_{CASES[1]}.png", f"0002_{CASES[0]}.png", "0001_other.png", "notes.txt"])
+    assert names == sorted([f"0001_{CASES[1]}.png", f"0002_{CASES[0]}.png", "0001.png", "notes.txt"])
     with Image.open(tmp_path / "montages" / f"0001_{CASES[1]}.png") as image:
         colours = {f"#{r:02X}{g:02X}{b:02X}" for n, (r, g, b) in image.convert("RGB").getcolors(2**24) if n > 20}
     assert {OUTLINES[kind][0] for kind in ("missed", "fp", "ignored")} <= colours
@@ -257,7 +257,7 @@ def test_the_page_runs_one_script_and_loads_nothing(page: Path) -> None:
         f"script-src 'sha256-{digest}'",
     ]
     assert EVIL not in text  # as a class it stands in the data, escaped
-    assert EVIL in {mark["name"] for case in data_of(text) for mark in case["arms"][0]}
+    assert any(EVIL in mark["said"] for case in data_of(text) for mark in case["arms"][0])
     for case_id in CASES:
         assert html.escape(case_id) in text
 
@@ -265,8 +265,8 @@ def test_the_page_runs_one_script_and_loads_nothing(page: Path) -> None:
 def test_the_page_says_what_became_of_every_box(page: Path) -> None:
     worst, other = data_of(page.read_text(encoding="utf-8"))
     assert [mark["kind"] for mark in worst["arms"][0]] == ["missed", "missed", "ignored", "fp", "neither"]
-    assert [mark["kind"] for mark in other["arms"][0]] == ["found", "missed", "ignored", "tp", "fp", "neither"]
-    assert [mark["foundAt"] for mark in other["arms"][0]] == [0.9, None, None, None, None, None]
+    assert [mark["kind"] for mark in other["arms"][0]] == ["missed", "found", "ignored", "tp", "fp", "neither"]
+    assert [mark["foundAt"] for mark in other["arms"][0]] == [None, 0.9, None, None, None, None]
     assert "2 cases, 4 true objects; a prediction is a hit from an IoU of 0.1." in page.read_text()
 
 
@@ -295,7 +295,7 @@ def test_the_worst_cases_within_their_budget(folders: Folders, tmp_path: Path) -
         page = look(out, predictions={"p": folders.predictions}, data=folders.scans, worst=1, case_bytes=case_bytes)
         (block,) = re.findall(r'id="viewer-case-0">.*?</script>', page.read_text(), re.DOTALL)
         assert len(block) <= case_bytes
-        assert "Slices are shown of the worst 1 of 2 cases." in page.read_text()
+        assert "Slices are shown of the first 1 of 2 cases." in page.read_text()
         return len(block)
 
     assert size(8_000) < size(1_000_000)
@@ -322,7 +322,8 @@ def test_what_does_not_belong_together_is_refused(folders: Folders, tmp_path: Pa
     refused("worst is 0", worst=0)
     refused("iou is 0", iou=0.0)
     refused("absent: has the truth of none of 2 cases", truth=tmp_path / "absent")
-    refused("do not fit in", case_bytes=1000)
+    refused("its 24 pictures do not fit in", case_bytes=3800)
+    refused(r"its 3 boxes take \d+ of 1,000 bytes, which leaves no room for pictures", case_bytes=1000)
     path.write_text(json.dumps(record | {"classes": ["nodule"], "labels": [0, 0]}))
     refused("classes is", predictions={"p": moved}, truth=folders.truth)
     path.write_text(json.dumps(record | {"affine": np.eye(4).tolist()}))

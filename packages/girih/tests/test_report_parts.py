@@ -12,7 +12,7 @@ from PIL import Image
 
 from girih.report.files import CaseScore, FrocCurve, Interval, Scores, read_boxes, read_curves, read_scores
 from girih.report.plots import at_fppi, froc_png, loss_png, moving_average, progress_png
-from girih.report.slices import LUNG_HU, SOFT_TISSUE_HU, Plane, window_for
+from girih.report.slices import LUNG, SOFT_TISSUE, Plane, window_for
 from girih.report.summary import limits, summary
 from girih.report.verdicts import Judged
 
@@ -135,6 +135,8 @@ def test_scores_that_are_no_object_name_the_file(tmp_path: Path, text: str) -> N
         ({"boxes": [[1, 1, 5, 3, 3, 3]]}, "boxes row 0"),
         ({"boxes": [[1, 1, 1, 3, 3, 3], [1]]}, "boxes is"),
         ({"scores": [0.5, 0.4]}, "scores is"),
+        ({"scores": [1.5]}, "scores row 0 is 1.5, wanted 0 to 1"),
+        ({"scores": [-0.1]}, "scores row 0 is -0.1, wanted 0 to 1"),
         ({"labels": [1]}, r"labels are \[1\]"),
         ({"affine": [[1, 0], [0, 1]]}, "affine is"),
         ({"boxes": [[float("nan")] * 6]}, "boxes is"),
@@ -323,9 +325,9 @@ def test_a_place_is_hit_by_overlap_or_by_a_box_around_its_centre(tmp_path: Path)
 
 def test_window_is_lung_in_air_soft_tissue_elsewhere_and_percentiles_without_units() -> None:
     air, tissue = np.full((4, 4), -850.0), np.full((4, 4), 40.0)
-    lung, soft = window_for(air, tissue, hounsfield=True), window_for(tissue, air, hounsfield=True)
-    assert (lung.low, lung.high) == LUNG_HU
-    assert (soft.low, soft.high) == SOFT_TISSUE_HU
+    assert window_for(air, tissue, hounsfield=True) == LUNG
+    assert window_for(tissue, air, hounsfield=True) == SOFT_TISSUE
+    assert (LUNG.said, SOFT_TISSUE.said) == ("lung: W 1500 L -600", "soft tissue: W 400 L 40")
     ramp = window_for(tissue, np.arange(1001.0)[None], hounsfield=False)
     assert (ramp.low, ramp.high) == (5.0, 995.0)
     flat = window_for(air, tissue, hounsfield=False)
@@ -334,13 +336,13 @@ def test_window_is_lung_in_air_soft_tissue_elsewhere_and_percentiles_without_uni
 
 @given(st.integers(1, 300), st.integers(1, 300), st.tuples(*[st.floats(-20, 320)] * 2), st.floats(0.1, 40))
 def test_a_close_up_stays_inside_the_slice(rows: int, columns: int, corner: tuple[float, float], size: float) -> None:
-    plane = Plane((rows, columns), (0.7, 2.0), True, False, ("L", "R", "A", "P"))
+    plane = Plane((rows, columns), (0.7, 2.0))
     y0, x0, y1, x1 = plane.around(np.array([0, *corner, 1, corner[0] + size, corner[1] + size]), 60.0)
     assert 0 <= y0 < y1 <= rows
     assert 0 <= x0 < x1 <= columns
 
 
-def test_paper_is_turned_and_in_mm() -> None:  # 10 rows of 2 mm, turned; 20 columns of 0.5 mm, not turned
-    plane = Plane((10, 20), (2.0, 0.5), True, False, ("L", "R", "A", "P"))
-    assert plane.on_paper(1, 4, 3, 8) == (2.0, 14.0, 4.0, 18.0)
+def test_paper_is_turned_and_in_mm() -> None:  # 10 rows of 2 mm, 20 columns of 0.5 mm
+    plane = Plane((10, 20), (2.0, 0.5))
+    assert plane.on_paper(1, 4, 3, 8) == (6.0, 14.0, 8.0, 18.0)
     assert plane.on_paper(*plane.whole) == (0.0, 0.0, 10.0, 20.0)

@@ -1,7 +1,8 @@
 """`girih evaluate`: AP and FROC of predicted boxes, with bootstrap intervals and paired differences."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,9 +45,7 @@ class Evaluate:
             ValueError: a file cannot be read, predictions and truth are not of the same cases, or two folders have one
                 name.
         """
-        folders = {folder.resolve().name: folder for folder in self.predictions}
-        if len(folders) < len(self.predictions):
-            raise ValueError(f"folders of predictions are told apart by their names, found {list(folders)} twice")
+        folders = by_name(self.predictions)
         scores = evaluate(folders, self.truth, iou=self.iou, resample=self.resample, draws=self.draws, seed=self.seed)
         for name, folder in folders.items():
             write_json(scores_path(folder), scores[name])
@@ -107,6 +106,19 @@ def evaluate(
         others = [other for other in found if other != name]
         scores["difference"] = {other: _difference(drawn[name], drawn[other], units) for other in others}
     return found
+
+
+def by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return name -> folder of predictions.
+
+    Raises:
+        ValueError: two folders have one name; it is named.
+    """
+    names = [folder.resolve().name for folder in folders]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"folders of predictions are told apart by their names, found more than once: {twice}")
+    return dict(zip(names, folders, strict=True))
 
 
 def scores_path(folder: Path) -> Path:

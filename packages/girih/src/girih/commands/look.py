@@ -1,12 +1,15 @@
 """`girih look`: predictions on their scans, as pictures and as a page to scroll through."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
+from girih.commands.evaluate import by_name
 from girih.report import look
+from girih.report.overlays import MAX_CASES
 
 
 @dataclass(frozen=True)
@@ -16,15 +19,17 @@ class Look:
     predictions: tuple[Path, ...]
     """Folders of one JSON file per case, as `girih predict` writes them; of several, the page lets one choose."""
     data: Path
-    """What was predicted: a dataset made by `girih prepare`, a scan, or a folder of scans."""
+    """What was predicted: a dataset made by `girih prepare`, a scan, or a folder of scans. Only the first channel is
+    shown."""
     out: Path
     """Folder for report.html and montages/."""
     truth: Path | None = None
     """Folder of truth files; boxes are then coloured as true positives, false positives and misses."""
     iou: float = 0.1
     """Overlap from which a prediction counts as a hit."""
-    worst: int = 12
-    """Cases on the page, the worst ones: most misses, then the highest false positive."""
+    worst: int = MAX_CASES
+    """Cases on the page, the worst ones: most misses, then the highest false positive; without truth, the highest
+    score."""
     case_megabytes: float = 4.0
     """What one case may add to the page; a larger scan is shown in smaller pictures."""
     modality: str | None = None
@@ -36,10 +41,8 @@ class Look:
         Raises:
             ValueError: files are missing, malformed, or do not belong together, or two folders have one name.
         """
-        folders = {folder.resolve().name: folder for folder in self.predictions}
-        if len(folders) < len(self.predictions):
-            raise ValueError(f"folders of predictions are told apart by their names, found {list(folders)} twice")
-        if not self.case_megabytes > 0:
+        folders = by_name(self.predictions)
+        if not 0 < self.case_megabytes < math.inf:
             raise ValueError(f"case_megabytes is {self.case_megabytes}, wanted a positive number")
         console = Console(stderr=True)
         with Progress(console=console) as progress:

@@ -125,7 +125,7 @@ def read_boxes(path: Path, kind: Literal["detections", "truth"]) -> Boxes:
 
     Raises:
         ValueError: unreadable, another schema, a case id that is not the file's name, boxes that are not finite or have
-            a negative side, or columns of different lengths; file and field are named.
+            a negative side, scores outside [0, 1], or columns of different lengths; file and field are named.
     """
     record = _Record(path, _read_object(path), "")
     schema = record.get("schema")
@@ -139,6 +139,10 @@ def read_boxes(path: Path, kind: Literal["detections", "truth"]) -> Boxes:
         row = int(np.flatnonzero((boxes[:, 3:] < boxes[:, :3]).any(axis=1))[0])
         raise ValueError(f"{path}: boxes row {row} is {boxes[row].tolist()}, wanted z0 <= z1, y0 <= y1, x0 <= x1")
     n = len(boxes)
+    scores = record.array("scores", (n,)) if kind == "detections" else np.ones(n)
+    if (outside := (scores < 0) | (scores > 1)).any():
+        row = int(outside.argmax())
+        raise ValueError(f"{path}: scores row {row} is {scores[row]}, wanted 0 to 1")
     classes = tuple(record.texts("classes"))
     labels = record.array("labels", (n,)).astype(np.int64)
     if n and not (labels.min() >= 0 and labels.max() < len(classes)):
@@ -155,7 +159,7 @@ def read_boxes(path: Path, kind: Literal["detections", "truth"]) -> Boxes:
         affine=record.array("affine", (4, 4)),
         boxes=boxes,
         labels=labels,
-        scores=record.array("scores", (n,)) if kind == "detections" else np.ones(n),
+        scores=scores,
         ignore=ignore,
     )
 

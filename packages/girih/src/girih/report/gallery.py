@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from html import escape
 
+from girih.report.marks import OUTLINES, Mark
 from girih.report.markup import data_uri
-from girih.report.overlays import OUTLINES, CaseView, Finding, Mark
-from girih.report.slices import Plane, Rectangle, Region, grey, grey_png, read_region, window_for
+from girih.report.overlays import CaseView, Finding
+from girih.report.slices import SIDES, Plane, Rectangle, Region, grey_png
 
 WHOLE_PIXELS = 256
 """Longest side of the overview of a slice; it only says where the close-up lies."""
@@ -38,11 +39,8 @@ def card(view: CaseView, finding: Finding, number: int, *, with_case_id: bool = 
     `number` makes the picture's name unique on the page.
     """
     heading = f"{view.case_id}: {finding.heading}" if with_case_id else finding.heading
-    values = read_region(view.volume, finding.slice_index, finding.field)
-    whole = read_region(view.volume, finding.slice_index, view.plane.whole)
-    window = window_for(values, whole, hounsfield=view.volume.hounsfield)
-    overview = grey_png(grey(whole, view.plane, window), WHOLE_PIXELS)
-    close_up = grey_png(grey(values, view.plane, window), FIELD_PIXELS)
+    whole, field, window = view.pictures(finding)
+    overview, close_up = grey_png(whole, WHOLE_PIXELS), grey_png(field, FIELD_PIXELS)
     where = f"slice {finding.slice_index + 1} of {view.n_slices}"
     panels = [_overview(view.plane, finding.field, overview, where)]
     for position, (arm, remark) in enumerate(finding.remarks.items()):
@@ -51,7 +49,7 @@ def card(view: CaseView, finding: Finding, number: int, *, with_case_id: bool = 
         panels.append(_close_up(view.plane, finding, image, view.drawn(arm, finding), arm, remark))
     return (
         f'<figure class="finding"><figcaption><b>{escape(heading)}</b> '
-        f"<span>{escape(where)}; {escape(window.name)}</span></figcaption>"
+        f"<span>{escape(where)}; {escape(window.said)}</span></figcaption>"
         f'<div class="panels">{"".join(panels)}</div></figure>'
     )
 
@@ -60,7 +58,7 @@ def _overview(plane: Plane, field: Region, png: bytes, where: str) -> str:
     frame = plane.on_paper(*plane.whole)
     _, _, width, height = frame
     size = 0.07 * max(width, height)
-    left, right, top, bottom = plane.sides
+    left, right, top, bottom = SIDES
     letters = "".join(
         f'<text class="side" x="{x:.1f}" y="{y:.1f}" font-size="{size:.1f}" text-anchor="{anchor}">{letter}</text>'
         for letter, x, y, anchor in (
@@ -85,7 +83,6 @@ def _mark(mark: Mark, plane: Plane, frame: Rectangle) -> str:
     """A box with a dark rim, its score beside it, and everything known of it as tooltip."""
     _, y0, x0, _, y1, x1 = (float(edge) for edge in mark.box)
     place = plane.on_paper(y0, x0, y1, x1)
-    said = f"{OUTLINES[mark.kind][2]}: {mark.name}" + ("" if mark.score is None else f", score {mark.score:.3f}")
     text = ""
     if mark.score is not None:
         size = 0.06 * (frame[2] - frame[0])
@@ -93,7 +90,7 @@ def _mark(mark: Mark, plane: Plane, frame: Rectangle) -> str:
         x = min(max(place[0], frame[0] + 0.2 * size), frame[2] - 2.2 * size)
         y = above if above - size > frame[1] else min(place[3] + 1.05 * size, frame[3] - 0.3 * size)
         text = f'<text class="score" x="{x:.2f}" y="{y:.2f}" font-size="{size:.2f}">{mark.score:.2f}</text>'
-    return f"<g><title>{escape(said)}</title>{_rect(place, 'halo')}{_rect(place, mark.kind)}{text}</g>"
+    return f"<g><title>{escape(mark.said)}</title>{_rect(place, 'halo')}{_rect(place, mark.kind)}{text}</g>"
 
 
 def _svg(frame: Rectangle, body: str, label: str) -> str:

@@ -10,11 +10,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle as Patch
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from girih.report.overlays import OUTLINES, CaseView, Finding, Kind, Mark
+from girih.report.lettering import fitted
+from girih.report.marks import OUTLINES, Kind, Mark
+from girih.report.overlays import CaseView, Finding
 from girih.report.plots import png_bytes
-from girih.report.slices import Plane, Region, grey, read_region, window_for
+from girih.report.slices import SIDES, Plane, Region
 
 PANEL_INCH = 2.6
+MARGIN_INCH = 0.2
+TITLE_POINTS, HEAD_POINTS = 8.0, 12.0
 DPI = 110
 FINDINGS_PER_ROW = 2
 """Of one arm; with several, a row holds one finding and a close-up for each arm."""
@@ -26,10 +30,12 @@ def case_png(view: CaseView) -> bytes:
     panels = 1 + len(view.marks)
     columns = panels * (FINDINGS_PER_ROW if len(view.marks) == 1 else 1)
     rows = max(1, -(-len(findings) * panels // columns))
-    figure = Figure(figsize=(columns * PANEL_INCH, rows * (PANEL_INCH + 0.45) + 1.0), layout="constrained")
-    title = figure.suptitle("", fontsize=12, wrap=True)
+    figure = Figure(figsize=(columns * PANEL_INCH, rows * (PANEL_INCH + 0.55) + 1.2), layout="constrained")
+    head = [view.case_id, view.remark, f"not shown: {view.left_out}" if view.left_out else ""]
+    width = columns * PANEL_INCH - MARGIN_INCH
+    title = figure.suptitle("", fontsize=HEAD_POINTS)
     title.set_parse_math(False)
-    title.set_text(f"{view.case_id}: {view.remark}")
+    title.set_text("\n".join(fitted(line, size=HEAD_POINTS, width_inch=width, lines=2) for line in head if line))
     grid: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in grid:
         axes.set_axis_off()
@@ -51,18 +57,17 @@ def case_png(view: CaseView) -> bytes:
 def _draw(panels: Sequence[Axes], view: CaseView, finding: Finding) -> Sequence[Mark]:
     """Draw one finding into its panels; return the boxes drawn."""
     overview, *close_ups = panels
-    values = read_region(view.volume, finding.slice_index, finding.field)
-    whole = read_region(view.volume, finding.slice_index, view.plane.whole)
-    window = window_for(values, whole, hounsfield=view.volume.hounsfield)
-    _show(overview, grey(whole, view.plane, window), view.plane, view.plane.whole)
+    whole, field, window = view.pictures(finding)
+    _show(overview, whole, view.plane, view.plane.whole)
+    _letters(overview)
     left, top, right, bottom = view.plane.on_paper(*finding.field)
     overview.add_patch(Patch((left, top), right - left, bottom - top, fill=False, edgecolor="white", linewidth=1))
-    _title(overview, f"{finding.heading}\nslice {finding.slice_index + 1} of {view.n_slices}")
+    _title(overview, finding.heading, f"slice {finding.slice_index + 1} of {view.n_slices}", window.said)
     drawn: list[Mark] = []
     for close_up, (arm, remark) in zip(close_ups, finding.remarks.items(), strict=True):
         marks = view.drawn(arm, finding)
-        _show(close_up, grey(values, view.plane, window), view.plane, finding.field)
-        _title(close_up, f"{arm}\n{remark}" if arm else remark)
+        _show(close_up, field, view.plane, finding.field)
+        _title(close_up, *([arm] if arm else []), remark)
         for mark in marks:
             _draw_mark(close_up, mark, view.plane)
         drawn += marks
@@ -89,10 +94,22 @@ def _show(axes: Axes, pixels: UInt8[np.ndarray, "rows columns"], plane: Plane, r
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
-def _title(axes: Axes, text: str) -> None:
-    title = axes.set_title("", fontsize=9, loc="left")
+def _letters(axes: Axes) -> None:
+    for letter, x, y in zip(SIDES, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.95, 0.05), strict=True):
+        text = axes.text(x, y, letter, color="white", fontsize=TITLE_POINTS, transform=axes.transAxes)
+        text.set(ha="center", va="center", path_effects=[withStroke(linewidth=2, foreground="black")])
+
+
+def _title(axes: Axes, *texts: str) -> None:
+    """One line a text, but the last of them may take two."""
+    title = axes.set_title("", fontsize=TITLE_POINTS, loc="left")
     title.set_parse_math(False)
-    title.set_text(text)
+    title.set_text(
+        "\n".join(
+            fitted(text, size=TITLE_POINTS, width_inch=PANEL_INCH - MARGIN_INCH, lines=1 + (n == len(texts) - 1))
+            for n, text in enumerate(texts)
+        )
+    )
 
 
 def _legend_line(kind: Kind) -> Line2D:

@@ -1,50 +1,29 @@
 """Which boxes to draw, on which slices, under which heading; `gallery` and `montage` make the pictures."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 
 from girih.report.files import Boxes
-from girih.report.slices import Plane, Region, plane_of
-from girih.report.verdicts import GRID_TOLERANCE, Judged, PredictionKind, TruthKind
+from girih.report.marks import WORST_FIRST, Kind, Mark, marks_of, slice_of
+from girih.report.slices import Plane, Region, Window, grey, plane_of, read_region, window_for
+from girih.report.summary import counted
+from girih.report.verdicts import GRID_TOLERANCE, Judged, PredictionKind
 from girih.report.volumes import Volume, open_volumes
 from girih_data3d import move_boxes
 from girih_metrics import pairwise_iou
 
-Kind = PredictionKind | TruthKind
-OUTLINES: Mapping[Kind, tuple[str, bool, str]] = {
-    "tp": ("#009E73", False, "predicted, true positive"),
-    "fp": ("#E69F00", False, "predicted, false positive"),
-    "found": ("#56B4E9", True, "true object, found"),
-    "missed": ("#D55E00", True, "true object, missed"),
-    "ignored": ("#BBBBBB", True, "true object, not scored"),
-    "neither": ("#BBBBBB", False, "predicted, not scored"),
-    "prediction": ("#56B4E9", False, "predicted, not judged"),
-}
-"""Kind -> colour (Okabe and Ito's palette), dashed, meaning. What is true is dashed, what was predicted is solid."""
-
+MAX_CASES = 12
+"""Cases on a page, the worst ones; `montage` draws all of them."""
 FALSE_POSITIVES = 3
 """False positives shown per case and arm: those with the highest scores."""
 MAX_OBJECTS = 10
-"""True objects shown per case, missed ones first."""
+"""True objects shown per case, missed ones first, and as many that are not scored."""
 FIELD_MM = 60.0
 """Least width of a close-up."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A box to draw, in voxel edges of the volume."""
-
-    kind: Kind
-    box: Float64[np.ndarray, "6"]
-    name: str
-    """Class."""
-    score: float | None
-    """None for a true object."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +50,11 @@ class CaseView:
     marks: Mapping[str, Sequence[Mark]]
     """Arm -> boxes to draw."""
     findings: Sequence[Finding]
+    """In the order of `WORST_FIRST`."""
     ignored: Sequence[Finding]
     """The objects that are not scored."""
+    left_out: str
+    """The objects that are no findings because there are too many, in words; empty: none."""
     remarks: Mapping[str, str]
     """Arm -> how it did in this case."""
 
@@ -80,6 +62,15 @@ class CaseView:
     def remark(self) -> str:
         """How all arms did."""
         return "; ".join(f"{arm}: {remark}" if arm else remark for arm, remark in self.remarks.items())
+
+    def pictures(
+        self, finding: Finding
+    ) -> tuple[UInt8[np.ndarray, "Rows Columns"], UInt8[np.ndarray, "rows columns"], Window]:
+        """Return the grey pixels of the finding's slice and of its field, and their window."""
+        whole = read_region(self.volume, finding.slice_index, self.plane.whole)
+        field = read_region(self.volume, finding.slice_index, finding.field)
+        window = window_for(field, whole, hounsfield=self.volume.hounsfield)
+        return grey(whole, window), grey(field, window), window
 
     def drawn(self, arm: str, finding: Finding) -> list[Mark]:
         """Return the marks of `arm` that cut the finding's slice within its field, true objects first."""
@@ -93,6 +84,8 @@ class _Place:
     """A place in source voxels, and the prediction of each arm that belongs to it."""
 
     heading: str
+    kind: Kind
+    """The worst one that an arm made of it."""
     box: Float64[np.ndarray, "6"]
     rows: Mapping[str, int | None]
     remarks: Mapping[str, str]
@@ -134,7 +127,7 @@ def view_case(volume: Volume, arms: Mapping[str, Judged], iou: float) -> CaseVie
     truth = next(iter(arms.values())).truth
     objects, ignored = list[_Place](), list[_Place]()
     if truth is not None:
-        objects = [_object_place(truth, row, arms, iou) for row in _scored_rows(arms)]
+        objects = [_object_place(truth, row, arms) for row in _scored_rows(arms)]
         ignored = [_ignored_place(truth, int(row), arms, iou) for row in np.flatnonzero(truth.ignore)]
     wrong = _prediction_places(arms, kinds, iou)
     marks = {
@@ -142,6 +135,8 @@ def view_case(volume: Volume, arms: Mapping[str, Judged], iou: float) -> CaseVie
         for arm, judged in arms.items()
     }
     plane = plane_of(volume)
+    findings = sorted((*objects[:MAX_OBJECTS], *wrong), key=lambda place: WORST_FIRST.index(place.kind))
+    more = ((len(objects), "true object"), (len(ignored), "unscored object"))
 
     def look(place: _Place) -> Finding:
         return _finding(place, arms, volume, plane)
@@ -153,30 +148,11 @@ def view_case(volume: Volume, arms: Mapping[str, Judged], iou: float) -> CaseVie
         n_slices=volume.shape_zyx[0],
         judged=arms,
         marks=marks,
-        findings=[look(place) for place in (*objects[:MAX_OBJECTS], *wrong)],
-        ignored=[look(place) for place in ignored],
+        findings=[look(place) for place in findings],
+        ignored=[look(place) for place in ignored[:MAX_OBJECTS]],
+        left_out=", ".join(counted(n - MAX_OBJECTS, f"more {what}") for n, what in more if n > MAX_OBJECTS),
         remarks={arm: _remark(judged, kinds[arm]) for arm, judged in arms.items()},
     )
-
-
-def marks_of(judged: Judged, volume: Volume) -> list[Mark]:
-    """Return all boxes of an arm in the voxels of the volume: true objects in file order, predictions by score."""
-    predictions, truth, kinds = judged.predictions, judged.truth, judged.kinds()
-    moved = move_boxes(predictions.boxes, predictions.affine, volume.affine)
-    true_marks = (
-        [
-            Mark(kind, box, truth.classes[label], None)
-            for kind, box, label in zip(
-                judged.true_kinds(), move_boxes(truth.boxes, truth.affine, volume.affine), truth.labels, strict=True
-            )
-        ]
-        if truth is not None
-        else []
-    )
-    return true_marks + [
-        Mark(kinds[row], moved[row], predictions.classes[predictions.labels[row]], float(predictions.scores[row]))
-        for row in judged.by_score()
-    ]
 
 
 def _badness(arms: Mapping[str, Judged]) -> tuple[int, float]:
@@ -198,20 +174,26 @@ def _check_grid(volume: Volume, arm: str, boxes: Boxes) -> None:
 
 
 def _scored_rows(arms: Mapping[str, Judged]) -> list[int]:
-    """The true objects that count, those missed by most arms first."""
+    """The true objects that count, those missed by most arms first, then those found with the lowest score."""
     by_arm = [judged.true_kinds() for judged in arms.values()]
     misses = [sum(kind == "missed" for kind in each) for each in zip(*by_arm, strict=True)]
-    counted = [row for row, kind in enumerate(by_arm[0]) if kind != "ignored"]
-    return sorted(counted, key=lambda row: -misses[row])
+    scored = [row for row, kind in enumerate(by_arm[0]) if kind != "ignored"]
+
+    def merit(row: int) -> tuple[int, float]:
+        scores = [score for judged in arms.values() if (score := judged.found_at(row)) is not None]
+        return -misses[row], min(scores, default=0.0)
+
+    return sorted(scored, key=merit)
 
 
-def _object_place(truth: Boxes, row: int, arms: Mapping[str, Judged], iou: float) -> _Place:
-    rows, remarks = dict[str, int | None](), dict[str, str]()
-    for arm, judged in arms.items():
-        rows[arm], remarks[arm] = judged.found_by(row, iou), judged.true_kinds()[row]
-        if (finder := rows[arm]) is not None:
-            remarks[arm] += f", score {judged.predictions.scores[finder]:.2f}"
-    return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", truth.boxes[row], rows, remarks)
+def _object_place(truth: Boxes, row: int, arms: Mapping[str, Judged]) -> _Place:
+    rows = {arm: judged.finders.get(row) for arm, judged in arms.items()}
+    remarks = {
+        arm: "missed" if (score := judged.found_at(row)) is None else f"found, score {score:.2f}"
+        for arm, judged in arms.items()
+    }
+    kind: Kind = "missed" if None in rows.values() else "found"
+    return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", kind, truth.boxes[row], rows, remarks)
 
 
 def _ignored_place(truth: Boxes, row: int, arms: Mapping[str, Judged], iou: float) -> _Place:
@@ -225,7 +207,8 @@ def _ignored_place(truth: Boxes, row: int, arms: Mapping[str, Judged], iou: floa
             overlap = pairwise_iou(judged.predictions.boxes[hits[:1]], truth.boxes[row][None])[0, 0]
             score = judged.predictions.scores[hits[0]]
             remarks[arm] = f"hit, score {score:.2f} (rank {rank} of {n} boxes in this scan), IoU {overlap:.2f}"
-    return _Place(f"Object {row + 1}, {truth.classes[truth.labels[row]]}", truth.boxes[row], rows, remarks)
+    heading = f"Object {row + 1}, {truth.classes[truth.labels[row]]}"
+    return _Place(heading, "ignored", truth.boxes[row], rows, remarks)
 
 
 def _prediction_places(
@@ -242,7 +225,7 @@ def _prediction_places(
             heading = "Prediction" if kinds[arm][row] == "prediction" else "False positive"
             remarks = {other: _prediction_remark(arms[other], kinds[other], at) for other, at in rows.items()}
             name = judged.predictions.classes[judged.predictions.labels[row]]
-            places.append(_Place(f"{heading}, {name}", box, rows, remarks))
+            places.append(_Place(f"{heading}, {name}", kinds[arm][row], box, rows, remarks))
     return places
 
 
@@ -264,11 +247,13 @@ def _wrong_scores(judged: Judged, kinds: Sequence[PredictionKind]) -> list[float
 def _remark(judged: Judged, kinds: Sequence[PredictionKind]) -> str:
     scores = _wrong_scores(judged, kinds)
     if judged.truth is None:
-        return f"{len(scores)} boxes"
+        return f"{len(scores)} box{'' if len(scores) == 1 else 'es'}" + (
+            f", best score {scores[0]:.2f}" if scores else ""
+        )
     true_kinds = judged.true_kinds()
     found, n = true_kinds.count("found"), len(true_kinds) - true_kinds.count("ignored")
     best = f"highest false positive {scores[0]:.2f}" if scores else "no false positive"
-    return f"found {found} of {n}, {best}"
+    return f"found {found} of {n} at any score, {best}"
 
 
 def _few_marks(judged: Judged, volume: Volume, looked_at: set[int | None]) -> list[Mark]:
@@ -282,22 +267,15 @@ def _few_marks(judged: Judged, volume: Volume, looked_at: set[int | None]) -> li
 
 
 def _finding(place: _Place, arms: Mapping[str, Judged], volume: Volume, plane: Plane) -> Finding:
-    """Look at a place where the boxes of most arms cut the slice, else at its middle."""
     box = move_boxes(place.box[None], next(iter(arms.values())).predictions.affine, volume.affine)[0]
     partners = [
-        move_boxes(judged.predictions.boxes[[row]], judged.predictions.affine, volume.affine)[0, [0, 3]]
+        move_boxes(judged.predictions.boxes[[row]], judged.predictions.affine, volume.affine)[0]
         for arm, judged in arms.items()
         if (row := place.rows[arm]) is not None
     ]
-    low, high = (float(edge) for edge in box[[0, 3]])
-    first, last = (min(max(edge, 0), volume.shape_zyx[0] - 1) for edge in (math.floor(low), math.ceil(high) - 1))
-
-    def merit(index: int) -> tuple[int, float]:
-        return sum(bool(z0 < index + 1 and z1 > index) for z0, z1 in partners), -abs(index + 0.5 - (low + high) / 2)
-
     return Finding(
         heading=place.heading,
-        slice_index=max(range(first, max(first, last) + 1), key=merit),
+        slice_index=slice_of(box, partners, volume.shape_zyx[0]),
         field=plane.around(box, FIELD_MM),
         remarks=place.remarks,
     )

@@ -10,16 +10,14 @@ import numpy as np
 
 from girih.atomic import write_bytes
 from girih.report.files import Interval, Scores, read_curves, read_scores
-from girih.report.gallery import card, legend, outline_css
-from girih.report.markup import items, package_text, page, plots, section, soft, table
-from girih.report.overlays import FALSE_POSITIVES, MAX_OBJECTS, CaseView, view_cases
+from girih.report.gallery import card, legend
+from girih.report.markup import items, plots, section, soft, table
+from girih.report.overlays import FALSE_POSITIVES, MAX_CASES, MAX_OBJECTS, CaseView, view_cases
 from girih.report.plots import OPERATING_POINTS, at_fppi, froc_png, loss_png
 from girih.report.summary import counted, decimals, includes_zero, limits, summary
 from girih.report.verdicts import Judged, read_judged
-from girih.report.viewer import case_block, viewer_section
+from girih.report.viewer import FIRST_CHANNEL, case_block, start_score, viewer_page, viewer_section
 
-MAX_CASES = 12
-"""Cases in the gallery, the worst ones; `montage` draws all of them."""
 CASE_BYTES = 2_000_000
 """What a case may add to the page as slices to scroll through."""
 
@@ -81,20 +79,20 @@ def write_report(
     steps = {name: _last_step(training) for name, training in trainings.items()}
     said = summary(scores, steps, None if pretraining is None else _last_step(pretraining))
     number = count()
+    channels = [FIRST_CHANNEL] if any(view.volume.channels > 1 for view in views) else []
     sections = [
         f'<h1>{escape(title)}</h1><p class="summary">{escape(said)}</p>',
         _scores_section(scores),
         _loss_section(trainings, pretraining),
         "" if reconstruction is None else _reconstruction_section(reconstruction),
         _froc_section(scores),
-        _viewer_section(views[:MAX_CASES], judged, iou),
+        _viewer_section(views[:MAX_CASES], judged),
         _gallery_section(views, number),
         _ignored_section(views, number, iou),
-        section("Limits and notes", items([*limits(scores), *notes])),
+        section("Limits and notes", items([*limits(scores), *channels, *notes])),
         section("Facts", table(("fact", "value"), facts.items(), words=True)),
     ]
-    style = package_text("page.css") + package_text("viewer.css") + outline_css()
-    write_bytes(path, page(title, sections, style=style, script=package_text("viewer.js")).encode())
+    write_bytes(path, viewer_page(title, sections))
 
 
 def _scores_section(scores: Mapping[str, Scores]) -> str:
@@ -161,8 +159,9 @@ def _froc_section(scores: Mapping[str, Scores]) -> str:
     return section("FROC", soft(said) + curves + table(header, rows, "Sensitivity at the operating points."))
 
 
-def _viewer_section(views: Sequence[CaseView], judged: Mapping[str, Mapping[str, Judged]], iou: float) -> str:
-    blocks = [case_block(view, number, max_bytes=CASE_BYTES, iou=iou) for number, view in enumerate(views)]
+def _viewer_section(views: Sequence[CaseView], judged: Mapping[str, Mapping[str, Judged]]) -> str:
+    start = start_score(judged)
+    blocks = [case_block(view, number, max_bytes=CASE_BYTES, start=start) for number, view in enumerate(views)]
     return viewer_section(blocks, {view.case_id: view.remark for view in views}, judged)
 
 
@@ -183,14 +182,15 @@ def _gallery_section(views: Sequence[CaseView], number: "count[int]") -> str:
 def _case(view: CaseView, number: "count[int]") -> str:
     cards = "".join(card(view, finding, next(number)) for finding in view.findings)
     nothing = "" if cards else soft("No object and no prediction.")
-    return f'<h3>{escape(view.case_id)}</h3>{soft(view.remark)}{nothing}<div class="findings">{cards}</div>'
+    said = view.remark + (f"; not shown: {view.left_out}" if view.left_out else "")
+    return f'<h3>{escape(view.case_id)}</h3>{soft(said)}{nothing}<div class="findings">{cards}</div>'
 
 
 def _ignored_section(views: Sequence[CaseView], number: "count[int]", iou: float) -> str:
     said = (
         "Lesions that the scans really contain and that are not part of the scores. A hit is a box of any class that "
         f"overlaps the lesion with an IoU of at least {iou:g}, or holds its centre; the one with the highest score "
-        "is named."
+        f"is named. Of each case at most {MAX_OBJECTS} are listed."
     )
     found = [(view, finding) for view in views for finding in view.ignored]
     if not found:

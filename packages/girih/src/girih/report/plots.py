@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from girih.atomic import write_bytes
 from girih.report.files import FrocCurve, read_curves
+from girih.report.lettering import drawable
 
 OPERATING_POINTS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 """False positives per image at which FROC is averaged (Setio et al. 2017, LUNA16, section 3.3)."""
@@ -147,7 +148,7 @@ def _legend(axes: Axes, lines: Mapping[str, Line2D]) -> None:
         legend = axes.legend(list(lines.values()), ["" for _ in lines], frameon=False, fontsize=FONT_SIZE)
         for text, name in zip(legend.get_texts(), lines, strict=True):
             text.set_parse_math(False)
-            text.set_text(name)
+            text.set_text(drawable(name))
 
 
 def _tidy(axes: Axes) -> None:

@@ -13,10 +13,6 @@ from PIL import Image
 
 from girih.report.volumes import Volume
 
-LUNG_HU = (-1350.0, 150.0)
-"""Level -600, width 1500: the usual lung window."""
-SOFT_TISSUE_HU = (-160.0, 240.0)
-"""Level 40, width 400: the usual soft-tissue window."""
 AIR_FILLED_HU = -400.0
 """Lung lies below, soft tissue above."""
 ROBUST_PERCENTILES = (0.5, 99.5)
@@ -27,6 +23,9 @@ Region = tuple[int, int, int, int]
 """(y0, x0, y1, x1), voxel edges within a slice, half-open."""
 Rectangle = tuple[float, float, float, float]
 """(left, top, right, bottom) on paper, mm."""
+SIDES = ("R", "L", "A", "P")
+"""Anatomical letters at the left, right, top and bottom of paper. In the closest RAS+ orientation each axis has one
+that is its own, so they hold, to the nearest, however oblique the scan is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,17 @@ class Window:
     high: float
     name: str
 
+    @property
+    def said(self) -> str:
+        """Name, width and level."""
+        return f"{self.name}: W {self.high - self.low:.4g} L {(self.low + self.high) / 2:.4g}"
+
+
+LUNG = Window(-1350.0, 150.0, "lung")
+"""Level -600, width 1500: the usual lung window in HU."""
+SOFT_TISSUE = Window(-160.0, 240.0, "soft tissue")
+"""Level 40, width 400: the usual soft-tissue window in HU."""
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -44,10 +54,6 @@ class Plane:
 
     shape_yx: tuple[int, int]
     spacing_yx_mm: tuple[float, float]
-    flip_y: bool
-    flip_x: bool
-    sides: tuple[str, str, str, str]
-    """Anatomical letters at left, right, top, bottom: R, L, A, P, S or I."""
 
     @property
     def whole(self) -> Region:
@@ -57,9 +63,7 @@ class Plane:
     def on_paper(self, y0: Number, x0: Number, y1: Number, x1: Number) -> Rectangle:
         """Return where a rectangle of voxel edges lies on paper."""
         (rows, columns), (mm_y, mm_x) = self.shape_yx, self.spacing_yx_mm
-        top, bottom = (rows - y1, rows - y0) if self.flip_y else (y0, y1)
-        left, right = (columns - x1, columns - x0) if self.flip_x else (x0, x1)
-        return left * mm_x, top * mm_y, right * mm_x, bottom * mm_y
+        return (columns - x1) * mm_x, (rows - y1) * mm_y, (columns - x0) * mm_x, (rows - y0) * mm_y
 
     def around(self, box: Real[np.ndarray, "6"], least_mm: float) -> Region:
         """Return the square region about a box, three times its longer side and at least `least_mm` wide."""
@@ -75,15 +79,8 @@ class Plane:
 
 
 def plane_of(volume: Volume) -> Plane:
-    """Return how the slices of a volume lie on paper: the R, A or S end of an axis is left or up."""
-    x, y = (int(np.abs(volume.affine[:3, column]).argmax()) for column in (0, 1))
-    return Plane(
-        shape_yx=volume.shape_zyx[1:],
-        spacing_yx_mm=volume.spacing_zyx_mm[1:],
-        flip_y=bool(volume.affine[y, 1] > 0),
-        flip_x=bool(volume.affine[x, 0] > 0),
-        sides=("RAS"[x], "LPI"[x], "RAS"[y], "LPI"[y]),
-    )
+    """Return how the slices of a volume lie on paper."""
+    return Plane(shape_yx=volume.shape_zyx[1:], spacing_yx_mm=volume.spacing_zyx_mm[1:])
 
 
 def read_region(volume: Volume, slice_index: int, region: Region) -> Float32[np.ndarray, "y x"]:
@@ -97,17 +94,16 @@ def window_for(field: Num[np.ndarray, "y x"], whole: Num[np.ndarray, "Y X"], *, 
     """Return the window for a part of a slice: lung or soft tissue in CT, else percentiles of the whole slice."""
     if hounsfield:
         if np.median(field) < AIR_FILLED_HU:
-            return Window(*LUNG_HU, "lung window, W 1500 L -600")
-        return Window(*SOFT_TISSUE_HU, "soft-tissue window, W 400 L 40")
+            return LUNG
+        return SOFT_TISSUE
     low, high = (float(value) for value in np.percentile(whole, ROBUST_PERCENTILES))
-    return Window(low, max(high, low + 1e-6), "grey values: percentiles 0.5 to 99.5")
+    return Window(low, max(high, low + 1e-6), "percentiles 0.5 to 99.5")
 
 
-def grey(values: Num[np.ndarray, "y x"], plane: Plane, window: Window) -> UInt8[np.ndarray, "rows columns"]:
+def grey(values: Num[np.ndarray, "y x"], window: Window) -> UInt8[np.ndarray, "rows columns"]:
     """Return a region of a slice as grey pixels, turned as it lies on paper."""
     scaled = np.clip((values - window.low) / (window.high - window.low), 0, 1)
-    turned = scaled[:: -1 if plane.flip_y else 1, :: -1 if plane.flip_x else 1]
-    return np.asarray(np.round(turned * 255), dtype=np.uint8)
+    return np.asarray(np.round(scaled[::-1, ::-1] * 255), dtype=np.uint8)
 
 
 def grey_png(pixels: UInt8[np.ndarray, "rows columns"], longest: int) -> bytes:

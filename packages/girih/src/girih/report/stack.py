@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from PIL import Image
 
-from girih.report.overlays import Mark
-from girih.report.slices import Window, plane_of
+from girih.report.marks import Mark
+from girih.report.slices import LUNG, SOFT_TISSUE, Window, plane_of
 from girih.report.volumes import Triplet, Volume
 
 LONGEST_YX = 512
@@ -35,8 +35,8 @@ SAMPLED_SLICES = 12
 HOUNSFIELD_CODES = ((0, -1350.0), (90, -200.0), (210, 300.0), (255, 2000.0))
 """Grey value -> HU, straight in between: 4 HU a step in soft tissue, 13 in lung, 38 in bone."""
 HOUNSFIELD_WINDOWS = (
-    Window(-1350.0, 150.0, "lung"),
-    Window(-160.0, 240.0, "soft tissue"),
+    LUNG,
+    SOFT_TISSUE,
     Window(-500.0, 1300.0, "bone"),
     Window(0.0, 80.0, "brain"),
 )
@@ -59,8 +59,6 @@ class Stack:
     codes: tuple[tuple[int, float], ...]
     """Grey value -> intensity, straight in between."""
     windows: tuple[Window, ...]
-    sides: tuple[str, str, str, str, str, str]
-    """Anatomical letters at the low and the high end of columns, rows and pictures."""
 
 
 def make_stack(volume: Volume, max_bytes: int) -> Stack:
@@ -75,7 +73,6 @@ def make_stack(volume: Volume, max_bytes: int) -> Stack:
     grey = np.concatenate([_coded(slab, codes) for slab in _shrunk_slabs(volume, factors)])
     pictures, shrink = _encode_within(grey, max_bytes, volume.case_id)
     z_mm, y_mm, x_mm = (mm * factor for mm, factor in zip(volume.spacing_zyx_mm, factors, strict=True))
-    left, right, top, bottom = plane_of(volume).sides
     return Stack(
         pictures=pictures,
         shape_zyx=(len(grey), math.ceil(grey.shape[1] / shrink), math.ceil(grey.shape[2] / shrink)),
@@ -84,7 +81,6 @@ def make_stack(volume: Volume, max_bytes: int) -> Stack:
         n_slices=n_slices,
         codes=codes,
         windows=HOUNSFIELD_WINDOWS if volume.hounsfield else (Window(codes[0][1], codes[-1][1], "whole range"),),
-        sides=(left, right, top, bottom, "I", "S"),
     )
 
 
@@ -98,11 +94,11 @@ def box_on_stack(mark: Mark, volume: Volume) -> Float64[np.ndarray, "6"]:
 
 def _shrunk_slabs(volume: Volume, factors: Triplet) -> Iterator[Float32[np.ndarray, "z y x"]]:
     """The volume from below, turned as it lies on paper, blocks of `factors` voxels averaged."""
-    plane, (n_slices, rows, columns) = plane_of(volume), volume.shape_zyx
+    n_slices, rows, columns = volume.shape_zyx
     step = factors[0] * max(1, SLAB_SLICES // factors[0])
     for z in range(0, n_slices, step):
         slab = volume.read((z, 0, 0), (min(step, n_slices - z), rows, columns))
-        yield _average(slab[:, :: -1 if plane.flip_y else 1, :: -1 if plane.flip_x else 1], factors)
+        yield _average(slab[:, ::-1, ::-1], factors)
 
 
 def _average(values: Float32[np.ndarray, "z y x"], factors: Triplet) -> Float32[np.ndarray, "Z Y X"]:

@@ -1,7 +1,7 @@
 """What each prediction turned out to be: predictions, truth and scores of a case brought together and compared."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,9 @@ class Judged:
     predictions: Boxes
     truth: Boxes | None
     score: CaseScore | None
+    finders: Mapping[int, int] = field(default_factory=dict)
+    """Found object -> the prediction that is credited with it, rows of their files. Predictions are paired with objects
+    from the highest score down, so hiding those below some score changes no other pair."""
 
     def kinds(self) -> list[PredictionKind]:
         """Return the kind of every prediction, as the scores have it."""
@@ -56,13 +59,9 @@ class Judged:
             there |= ((boxes[:, :3] <= middle) & (middle < boxes[:, 3:])).all(axis=1)
         return [row for row in self.by_score() if there[row]]
 
-    def found_by(self, row: int, iou: float) -> int | None:
-        """Return the best-scored true positive of the class and at the place of a true object; None if it is missed."""
-        if self.truth is None or self.true_kinds()[row] != "found":
-            return None
-        kinds, labels = self.kinds(), self.predictions.labels
-        there = self.at(self.truth.boxes[row], iou)
-        return next((n for n in there if kinds[n] == "tp" and labels[n] == self.truth.labels[row]), None)
+    def found_at(self, row: int) -> float | None:
+        """Return the score of the prediction that found a true object; None if it is missed or not scored."""
+        return float(self.predictions.scores[self.finders[row]]) if row in self.finders else None
 
     def by_score(self) -> list[int]:
         """Return all predictions, highest score first, ties in file order."""
@@ -116,28 +115,29 @@ def _same_cases(cases: Mapping[str, list[str]], where: Path) -> list[str]:
 
 
 def _scored(case_id: str, folder: Path, scores: Scores, truth: Path) -> Judged:
-    predictions, objects = _read_pair(case_id, folder, truth)
-    verdict, path, true_path = scores.cases[case_id], folder / f"{case_id}.json", truth / f"{case_id}.json"
-    for file, found, wanted in (
-        (path, len(predictions.boxes), len(verdict.tp)),
-        (path, len(predictions.boxes), len(verdict.fp)),
-        (true_path, len(objects.boxes), len(verdict.hit)),
-    ):
-        if found != wanted:
+    judged, verdict = _matched(*_read_pair(case_id, folder, truth), scores.iou), scores.cases[case_id]
+    for name in ("tp", "fp", "hit"):
+        given, found = getattr(verdict, name).tolist(), getattr(judged.score, name).tolist()
+        if given != found:
             raise ValueError(
-                f"{file}: number of boxes is {found}, wanted {wanted}: predictions, truth and scores must agree"
+                f"{folder / case_id}.json: {name} is {given} in the scores, but {found} when matched again: "
+                "predictions, truth and scores must belong together"
             )
-    return Judged(predictions, objects, verdict)
+    return judged
 
 
 def _compared(case_id: str, folder: Path, truth: Path | None, iou: float) -> Judged:
     if truth is None or not (truth / f"{case_id}.json").is_file():
         return Judged(read_boxes(folder / f"{case_id}.json", "detections"), None, None)
-    predictions, objects = _read_pair(case_id, folder, truth)
+    return _matched(*_read_pair(case_id, folder, truth), iou)
+
+
+def _matched(predictions: Boxes, objects: Boxes, iou: float) -> Judged:
+    """Pair predictions with true objects as `girih evaluate` does."""
     matches = match(
         [
             {
-                "case_id": case_id,
+                "case_id": objects.case_id,
                 "gt_boxes": objects.boxes,
                 "gt_labels": objects.labels,
                 "gt_ignore": objects.ignore,
@@ -150,10 +150,15 @@ def _compared(case_id: str, folder: Path, truth: Path | None, iou: float) -> Jud
         iou=iou,
         ignored="once",
     )
-    rows = matches.outcome(case_id)
+    rows = matches.outcome(objects.case_id)
     n, m = len(predictions.boxes), len(objects.boxes)
     tp, fp, hit = (np.isin(np.arange(k), rows[name]) for k, name in ((n, "tp"), (n, "fp"), (m, "found")))
-    return Judged(predictions, objects, CaseScore(tp=tp, fp=fp, hit=hit))
+    finders = {
+        int(row): int(matches.pred_row[finder])
+        for row, finder, counted in zip(matches.gt_row, matches.found_by[0], matches.gt_counted, strict=True)
+        if counted and finder >= 0
+    }
+    return Judged(predictions, objects, CaseScore(tp=tp, fp=fp, hit=hit), finders)
 
 
 def _read_pair(case_id: str, folder: Path, truth: Path) -> tuple[Boxes, Boxes]:

@@ -5,17 +5,16 @@
   const root = document.querySelector(".viewer");
   const at = (name) => root.querySelector(`[name=${name}]`);
   const text = (name, words) => root.querySelector(`.${name}`).replaceChildren(words);
-  const MEANING = JSON.parse(document.getElementById("viewer-kinds").textContent);
-  const ORDER = ["missed", "fp", "found", "ignored", "neither", "prediction"]; // a true positive is listed as its object
+  const ORDER = JSON.parse(document.getElementById("viewer-order").textContent); // of kinds, the worst one first
   const LISTED = 200, NOTCH = 100, LABEL = 12; // findings in the list; wheel px a slice; font size in px
 
   const panes = [...root.querySelectorAll(".plane")].map((figure, n) => ({
     across: [0, 0, 1][n], down: [1, 2, 2][n], through: [2, 1, 0][n], rolled: 0,
     canvas: figure.querySelector("canvas"), svg: figure.querySelector("svg"), picture: figure.querySelector(".picture"),
-    slider: figure.querySelector("input"), said: figure.querySelector("output"), sides: figure.querySelectorAll(".side"),
+    slider: figure.querySelector("input"), said: figure.querySelector("output"),
     unscaled: document.createElement("canvas"),
   }));
-  let scan, grey, extent, place = [0, 0, 0], table, boxes = [], found = [], chosen = -1, opening = 0;
+  let scan, grey, extent, place = [0, 0, 0], shade, table, boxes = [], found = [], chosen = -1, opening = 0;
 
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const slice = (axis, mm = place[axis]) => clamp(Math.floor(mm / scan.step[axis]), 0, scan.shape[axis] - 1);
@@ -32,9 +31,6 @@
     panes.forEach((pane) => {
       pane.slider.max = scan.shape[pane.through];
       pane.picture.style.setProperty("--ratio", extent[pane.across] / extent[pane.down]);
-      const down = pane.down === 2 ? [scan.sides[5], scan.sides[4]] : scan.sides.slice(2, 4); // the head is up
-      [...scan.sides.slice(2 * pane.across, 2 * pane.across + 2), ...down]
-        .forEach((letter, n) => pane.sides[n].replaceChildren(letter));
     });
     offerWindows();
     root.setAttribute("aria-busy", "true");
@@ -70,7 +66,7 @@
   // ---- grey values
 
   function offerWindows() {
-    const low = scan.codes[0][1], high = scan.codes.at(-1)[1], step = (high - low) / 1000;
+    const low = scan.codes[0][1], high = scan.codes.at(-1)[1], step = 10 ** Math.floor(Math.log10((high - low) / 300));
     Object.assign(at("level"), { min: low, max: high, step });
     Object.assign(at("width"), { min: step, max: high - low, step });
     at("window").replaceChildren(...[...scan.windows, ["own"]].map(([name], n) => new Option(name, n)));
@@ -80,12 +76,17 @@
 
   function takeWindow() {
     const [, low, high] = scan.windows[at("window").value] ?? [];
-    if (high !== undefined) [at("level").value, at("width").value] = [(low + high) / 2, high - low];
+    if (high !== undefined) shade = { level: (low + high) / 2, width: high - low };
     setTable();
   }
 
   function setTable() { // grey value of the pictures -> pixel
-    const low = Number(at("level").value) - Number(at("width").value) / 2, high = low + Number(at("width").value);
+    for (const [name, value] of Object.entries(shade)) { // the slider takes the nearest value that it has
+      at(name).value = value;
+      at(name).nextElementSibling.textContent = Number(value.toPrecision(4));
+      at(name).setAttribute("aria-valuetext", Number(value.toPrecision(4)));
+    }
+    const low = shade.level - shade.width / 2, high = low + shade.width;
     table = new Uint32Array(256);
     for (let code = 0, knot = 1; code < 256; code++) {
       if (code > scan.codes[knot][0]) knot++;
@@ -133,7 +134,7 @@
     svg.replaceChildren(...here.map((mark) => {
       const x = mark.box[across], y = down === 2 ? extent[2] - mark.box[5] : mark.box[down];
       const [width, height] = [across, down].map((axis) => mark.box[axis + 3] - mark.box[axis]);
-      const group = node("g", {}, node("title", {}, said(mark)));
+      const group = node("g", {}, node("title", {}, mark.said));
       for (const style of ["halo", mark.kind]) group.append(node("rect", { class: style, x, y, width, height }));
       group.classList.toggle("chosen", mark === found[chosen]);
       if (mark.score !== null) {
@@ -155,20 +156,12 @@
 
   // ---- findings
 
-  function said({ kind, name, score, foundAt }) {
-    const number = score ?? (kind === "found" ? foundAt : null);
-    return `${MEANING[kind]}: ${name}${number === null ? "" : `, score ${format(number)}`}`;
-  }
-
-  const sliceOf = ({ box }) => `slice ${slice(2, (box[2] + box[5]) / 2) * scan.merged + 1}`;
-
   function refresh(keep) { // what the score slider leaves, and a list of it, worst first
     const all = scan.arms[at("arm")?.value ?? 0], least = Number(at("score").value);
-    const number = (mark) => mark.score ?? mark.foundAt ?? 0;
     boxes = all.filter(({ score }) => score === null || score >= least)
-      .map((mark) => mark.kind === "found" && (mark.foundAt ?? 1) < least ? { ...mark, kind: "missed" } : mark);
+      .map((mark) => (mark.foundAt ?? 1) < least ? { ...mark, kind: "missed", said: mark.below } : mark);
     found = boxes.filter(({ kind }) => ORDER.includes(kind))
-      .sort((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind) || number(b) - number(a));
+      .sort((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind)); // of one kind they are in order
     chosen = keep ? found.findIndex(({ row }) => row === keep.row) : -1;
     const n = (kind) => boxes.filter((mark) => mark.kind === kind).length;
     text("counts", !scan.labelled ? `Boxes at this score: ${n("prediction")}`
@@ -176,7 +169,7 @@
     text("threshold", format(least));
     root.querySelector("ol").replaceChildren(...found.slice(0, LISTED).map((mark, index) => {
       const item = document.createElement("li"), button = document.createElement("button");
-      const words = `${said(mark)}, ${sliceOf(mark)}`;
+      const words = `${mark.said}, slice ${mark.slice + 1}`;
       Object.assign(button, { type: "button", className: `is-${mark.kind}`, textContent: words });
       button.addEventListener("click", () => choose(index));
       item.append(button);
@@ -187,7 +180,10 @@
 
   function choose(index) { // beyond the last one comes the first
     chosen = found.length ? (index + found.length) % found.length : -1;
-    if (chosen >= 0) place = [0, 1, 2].map((axis) => (found[chosen].box[axis] + found[chosen].box[axis + 3]) / 2);
+    if (chosen >= 0) {
+      place = [0, 1].map((axis) => (found[chosen].box[axis] + found[chosen].box[axis + 3]) / 2);
+      place[2] = (found[chosen].slice + 0.5) * scan.step[2] / scan.merged;
+    }
     pointOut();
     draw();
   }
@@ -199,7 +195,7 @@
     button?.setAttribute("aria-current", "true");
     if (button) list.scrollTop = button.offsetTop - list.offsetTop - 40;
     const n = found.length;
-    text("status", chosen < 0 ? `places to look at: ${n}` : `${chosen + 1} of ${n}: ${said(found[chosen])}`);
+    text("status", chosen < 0 ? `places to look at: ${n}` : `${chosen + 1} of ${n}: ${found[chosen].said}`);
   }
 
   // ---- hands
@@ -227,11 +223,12 @@
       draw();
     });
   });
-  root.addEventListener("keydown", (event) => {
+  document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT") return;
-    if (event.key === "n") choose(chosen + 1);
-    else if (event.key === "p") choose(Math.max(chosen, 0) - 1);
-    else if (event.key === "b") at("boxes").checked = !at("boxes").checked;
+    const key = event.key.toLowerCase(); // with Caps Lock, too
+    if (key === "n") choose(chosen + 1);
+    else if (key === "p") choose(Math.max(chosen, 0) - 1);
+    else if (key === "b") at("boxes").checked = !at("boxes").checked;
   });
   at("next").addEventListener("click", () => choose(chosen + 1));
   at("previous").addEventListener("click", () => choose(Math.max(chosen, 0) - 1));
@@ -242,6 +239,7 @@
   at("window").addEventListener("change", () => { takeWindow(); draw(); });
   ["level", "width"].forEach((name) => at(name).addEventListener("input", () => {
     at("window").value = scan.windows.length;
+    shade[name] = Number(at(name).value);
     setTable();
     draw();
   }));

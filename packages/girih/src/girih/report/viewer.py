@@ -1,20 +1,21 @@
 """A section of a page in which one scrolls slices with true and predicted boxes.
 
-viewer.js works it. A case costs its pictures, 4/3 as long in base64, and some 100 bytes a box.
+viewer.js works it. A case costs its pictures, 4/3 as long in base64, and some 200 bytes a box.
 """
 
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from girih.report.gallery import legend
-from girih.report.markup import section, soft
-from girih.report.overlays import OUTLINES, CaseView, marks_of
+from girih.report.gallery import legend, outline_css
+from girih.report.marks import WORST_FIRST, Mark, marks_of
+from girih.report.markup import package_text, page, section, soft
+from girih.report.overlays import FIELD_MM, CaseView
 from girih.report.slices import read_region, window_for
 from girih.report.stack import Stack, box_on_stack, make_stack
 from girih.report.verdicts import Judged
@@ -23,26 +24,36 @@ BOXES_AT_START = 8
 """Boxes per case that the score slider leaves at first: the most false positives per image that FROC looks at."""
 RESERVED_BYTES = 3000
 """Of a case beside its boxes and pictures, with what base64 rounds up."""
+SIDES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+"""Anatomical letters at the left, right, top and bottom of a plane."""
+FIRST_CHANNEL = "Of scans with several channels the first is shown."
 KEYS = (
     "Wheel over a picture, or click it and use the arrow keys: slices. Click: the other planes go there. "
     "N, P: next and previous finding. B: boxes on and off."
 )
 
 
-def case_block(view: CaseView, number: int, *, max_bytes: int, iou: float) -> str:
+def case_block(view: CaseView, number: int, *, max_bytes: int, start: float) -> str:
     """Return the data of one case, for `viewer_section`.
 
     Args:
         view: the case.
         number: its place in the list of cases.
         max_bytes: what it may add to the page.
-        iou: overlap of a hit.
+        start: the score that hides boxes at first.
 
     Raises:
-        ValueError: the pictures cannot be made so small.
+        ValueError: the boxes leave no room, or the pictures cannot be made so small.
     """
-    arms = [_boxes(view, judged, iou) for judged in view.judged.values()]
-    stack = make_stack(view.volume, max(0, max_bytes - RESERVED_BYTES - len(_json(arms))) * 3 // 4)
+    marks = [marks_of(judged, view.volume) for judged in view.judged.values()]
+    arms = [[_box(mark, row, view) for row, mark in enumerate(arm)] for arm in marks]
+    room = max_bytes - RESERVED_BYTES - len(_json(arms))
+    if room <= 0:
+        raise ValueError(
+            f"case {view.case_id!r}: its {sum(map(len, arms)):,} boxes take {len(_json(arms)):,} of {max_bytes:,} "
+            "bytes, which leaves no room for pictures, allow more"
+        )
+    stack = make_stack(view.volume, room * 3 // 4)
     z, y, x = stack.shape_zyx
     content = {
         "shape": [x, y, z],
@@ -50,14 +61,19 @@ def case_block(view: CaseView, number: int, *, max_bytes: int, iou: float) -> st
         "merged": stack.merged_slices,
         "slices": stack.n_slices,
         "codes": stack.codes,
-        "windows": [(window.name, window.low, window.high) for window in stack.windows],
-        "window": _first_window(view, stack),
-        "sides": stack.sides,
+        "windows": [(window.said, window.low, window.high) for window in stack.windows],
+        "window": _first_window(view, stack, _first_finding(marks[0], start)),
         "labelled": any(judged.truth is not None for judged in view.judged.values()),
         "arms": arms,
         "pictures": [base64.b64encode(picture).decode() for picture in stack.pictures],
     }
     return f'<script type="application/json" id="viewer-case-{number}">{_json(content)}</script>'
+
+
+def viewer_page(title: str, sections: Iterable[str]) -> bytes:
+    """Return a whole page that has a viewer."""
+    style = package_text("page.css") + package_text("viewer.css") + outline_css()
+    return page(title, sections, style=style, script=package_text("viewer.js")).encode()
 
 
 def viewer_section(
@@ -79,21 +95,24 @@ def viewer_section(
     if len(arms) > 1:
         options = "".join(f'<option value="{n}">{escape(arm)}</option>' for n, arm in enumerate(arms))
         chooser = f'<label>boxes of <select name="arm">{options}</select></label>'
-    kinds = _json({kind: meaning for kind, (_, _, meaning) in OUTLINES.items()})
+    places_named = "findings, worst first" if labelled(judged) else "boxes, highest score first"
     score = _slider("score", 0, 1, 0.01, start_score(judged))
     controls = (
         f'<label class="wide">case <select name="case" autocomplete="off">{cases}</select></label>',
         chooser,
+        '<label><input type="checkbox" name="boxes" checked autocomplete="off"> boxes</label>',
         f'<label>score from {score} <output class="threshold"></output></label>',
         '<label>window <select name="window"></select></label>',
-        '<label>level <input type="range" name="level"></label><label>width <input type="range" name="width"></label>',
+        *(
+            f'<label>{name} <input type="range" name="{name}"><output class="number"></output></label>'
+            for name in ("level", "width")
+        ),
         f"<label>zoom {_slider('zoom', 1, 8, 0.5, 1.0)}</label>",
-        '<label><input type="checkbox" name="boxes" checked autocomplete="off"> boxes</label>',
     )
     places = (
         '<p class="counts soft"></p><p class="status" role="status"></p>'
         '<p><button type="button" name="previous">previous</button> <button type="button" name="next">next</button></p>'
-        '<ol aria-label="findings, worst first"></ol>'
+        f'<ol aria-label="{places_named}"></ol>'
     )
     parts = (
         soft(KEYS),
@@ -102,7 +121,7 @@ def viewer_section(
         f'<div class="controls">{"".join(controls)}</div>{_legend(judged)}',
         f'<div class="planes"><div>{_plane("axial")}<div class="places">{places}</div></div>'
         f"<div>{_plane('coronal')}{_plane('sagittal')}</div></div></div>",
-        f'<script type="application/json" id="viewer-kinds">{kinds}</script>',
+        f'<script type="application/json" id="viewer-order">{_json(WORST_FIRST)}</script>',
         *blocks,
     )
     return section("Slices", "".join(parts))
@@ -116,9 +135,14 @@ def start_score(judged: Mapping[str, Mapping[str, Judged]]) -> float:
     return 0.0 if len(scores) <= n else min(max(math.floor(float(scores[n - 1]) * 100) / 100, 0.0), 1.0)
 
 
+def labelled(judged: Mapping[str, Mapping[str, Judged]]) -> bool:
+    """Return whether any case has truth."""
+    return any(arm.truth is not None for arms in judged.values() for arm in arms.values())
+
+
 def _legend(judged: Mapping[str, Mapping[str, Judged]]) -> str:
-    labelled = [arm.truth is not None for arms in judged.values() for arm in arms.values()]
-    return legend(truth=any(labelled), unjudged=not all(labelled))
+    unjudged = any(arm.truth is None for arms in judged.values() for arm in arms.values())
+    return legend(truth=labelled(judged), unjudged=unjudged)
 
 
 def _slider(name: str, low: int, high: int, step: float, value: float) -> str:
@@ -127,7 +151,8 @@ def _slider(name: str, low: int, high: int, step: float, value: float) -> str:
 
 
 def _plane(name: str) -> str:
-    letters = "".join(f'<span class="side {side}"></span>' for side in ("left", "right", "top", "bottom"))
+    places = zip(("left", "right", "top", "bottom"), SIDES[name], strict=True)
+    letters = "".join(f'<span class="side {place}">{letter}</span>' for place, letter in places)
     return (
         f'<figure class="plane {name}"><div class="picture"><canvas role="img" aria-label="{name} slice"></canvas>'
         f'<svg class="marks" aria-hidden="true" preserveAspectRatio="none"></svg>{letters}</div>'
@@ -136,32 +161,39 @@ def _plane(name: str) -> str:
     )
 
 
-def _boxes(view: CaseView, judged: Judged, iou: float) -> list[dict[str, Any]]:
-    finders = [] if judged.truth is None else [judged.found_by(row, iou) for row in range(len(judged.truth.boxes))]
-    found_at = [None if row is None else round(float(judged.predictions.scores[row]), 4) for row in finders]
-    marks = marks_of(judged, view.volume)
-    return [
-        {
-            "row": row,
-            "kind": mark.kind,
-            "name": mark.name,
-            "score": None if mark.score is None else round(mark.score, 4),
-            "foundAt": at,
-            "box": [round(float(mm), 2) for mm in box_on_stack(mark, view.volume)],
-        }
-        for row, (mark, at) in enumerate(zip(marks, found_at + [None] * (len(marks) - len(found_at)), strict=True))
-    ]
+def _box(mark: Mark, row: int, view: CaseView) -> dict[str, Any]:
+    return {
+        "row": row,
+        "kind": mark.kind,
+        "said": mark.said,
+        "below": mark.said_below,
+        "score": mark.score,
+        "foundAt": mark.found_at,
+        "slice": mark.slice_index,
+        "box": [round(float(mm), 2) for mm in box_on_stack(mark, view.volume)],
+    }
 
 
-def _first_window(view: CaseView, stack: Stack) -> int:
-    """The window that suits the worst finding, or the middle of the scan."""
-    volume, whole = view.volume, view.plane.whole
-    place = view.findings[0] if view.findings else None
-    index, field = (volume.shape_zyx[0] // 2, whole) if place is None else (place.slice_index, place.field)
+def _first_finding(marks: Sequence[Mark], start: float) -> Mark | None:
+    """The finding that the page opens at: viewer.js sorts by the same kinds at the score of the slider."""
+
+    def kind(mark: Mark) -> str:
+        return "missed" if mark.found_at is not None and mark.found_at < start else mark.kind
+
+    shown = [mark for mark in marks if kind(mark) in WORST_FIRST and (mark.score is None or mark.score >= start)]
+    return min(shown, key=lambda mark: WORST_FIRST.index(kind(mark)), default=None)
+
+
+def _first_window(view: CaseView, stack: Stack, finding: Mark | None) -> int:
+    """The window that suits a finding, or the middle of the scan."""
+    volume = view.volume
+    if not volume.hounsfield:
+        return 0
+    index, field = volume.shape_zyx[0] // 2, view.plane.whole
+    if finding is not None:
+        index, field = finding.slice_index, view.plane.around(finding.box, FIELD_MM)
     values = read_region(volume, index, field)
-    wanted = window_for(values, values, hounsfield=volume.hounsfield)
-    ranges = [(window.low, window.high) for window in stack.windows]
-    return ranges.index((wanted.low, wanted.high)) if volume.hounsfield else 0
+    return stack.windows.index(window_for(values, values, hounsfield=True))
 
 
 def _json(content: Any) -> str:

@@ -25,6 +25,8 @@ class Volume:
     source_shape_zyx: Triplet
     """Of the file, in whose voxels boxes are given."""
     source_affine: Float64[np.ndarray, "4 4"]
+    channels: int
+    """Of the scan; the others are not shown."""
     hounsfield: bool
     """Whether `read` returns Hounsfield units."""
     read: Callable[[Triplet, Triplet], Float32[np.ndarray, "z y x"]]
@@ -36,12 +38,12 @@ def open_volumes(data: Path, *, modality: str | None = None) -> Mapping[str, Cal
 
     Args:
         data: a prepared dataset, a folder with a dataset.json, a folder of scans, or one scan.
-        modality: of scans that do not say it themselves.
+        modality: of scans that do not say it themselves, in capitals or not.
 
     Raises:
         ValueError: nothing of that kind is there.
     """
-    if (data / "cases").is_dir():
+    if _is_prepared(data):
         store = girih_data3d.Store.open(data)
         return {case_id: partial(_prepared, store, case_id, modality) for case_id in store.case_ids}
     sources = girih_data3d.read_manifest(data).sources
@@ -51,7 +53,7 @@ def open_volumes(data: Path, *, modality: str | None = None) -> Mapping[str, Cal
 def volume_of(case: girih_data3d.Case, modality: str | None = None) -> Volume:
     """Return a prepared case as a volume; `modality` is used if the case has none."""
     record = case.prepared["normalisation"]
-    hounsfield = (case.modality or modality) == "CT" and record["scheme"] in ("ct", "none")
+    hounsfield = _is_ct(case.modality or modality) and record["scheme"] in ("ct", "none")
     scale, offset = 1.0, 0.0
     if hounsfield and record["mean"] is not None and record["std"] is not None:
         scale, offset = record["std"][0], record["mean"][0]
@@ -69,9 +71,20 @@ def volume_of(case: girih_data3d.Case, modality: str | None = None) -> Volume:
         affine=case.affine,
         source_shape_zyx=(z, y, x),
         source_affine=np.array(case.prepared["source_affine"], np.float64),
+        channels=case.shape[0],
         hounsfield=hounsfield,
         read=read,
     )
+
+
+def _is_prepared(data: Path) -> bool:
+    """Whether the folder's dataset.json is what `girih prepare` writes, and not the list of a folder of scans."""
+    record = data / "dataset.json"
+    return record.is_file() and b'"spec_hash"' in record.read_bytes()
+
+
+def _is_ct(modality: str | None) -> bool:
+    return modality is not None and modality.casefold() == "ct"
 
 
 def _prepared(store: girih_data3d.Store, case_id: str, modality: str | None) -> Volume:
@@ -96,6 +109,7 @@ def _raw(source: girih_data3d.CaseSource, modality: str | None) -> Volume:
         affine=scan.attrs["affine"],
         source_shape_zyx=scan.attrs["source_shape_zyx"],
         source_affine=scan.attrs["source_affine"],
-        hounsfield=(source.modality or modality) == "CT",
+        channels=len(source.images),
+        hounsfield=_is_ct(source.modality or modality),
         read=read,
     )
