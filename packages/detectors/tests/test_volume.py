@@ -1,7 +1,7 @@
 """Whole volumes, with a detector that finds bright cuboids exactly."""
 
-import re
 import threading
+import weakref
 import zlib
 from itertools import product
 
@@ -15,8 +15,8 @@ from torch import nn
 
 from girih_detectors import RetinaUNet, detect_volume
 from girih_detectors.inference import MIRRORINGS, Merging, collect, merge, tile_grid, unmirror
+from girih_detectors.inference.reading import READERS
 from girih_detectors.testing import TinyPyramid, toy_batch
-from girih_detectors.testing.subject import run_time_types_off
 
 
 class BrightBoxes(nn.Module):
@@ -151,10 +151,10 @@ def test_smaller_than_the_patch_is_padded_and_clipped() -> None:
     assert found["boxes"].tolist() == [[0, 1, 2, 5, 4, 7]]
 
 
-def small_network(seed=0, classes=("a", "b")) -> RetinaUNet:
+def small_network(seed=0) -> RetinaUNet:
     torch.manual_seed(seed)
     anchors = [[4, 4, 4], [6, 6, 6]]
-    return RetinaUNet(TinyPyramid(), classes=classes, anchors_zyx=anchors, levels=(1, 2), head_channels=16)
+    return RetinaUNet(TinyPyramid(), classes=("a", "b"), anchors_zyx=anchors, levels=(1, 2), head_channels=16)
 
 
 def noise(*shape) -> np.ndarray:
@@ -340,6 +340,23 @@ def test_a_tile_that_cannot_be_read_is_named(kind) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
 
 
+def test_a_tile_is_let_go_before_room_is_made_for_the_next() -> None:
+    class Remembers(BrightBoxes):
+        def detect(self, images):
+            seen.append(weakref.ref(images))
+            return super().detect(images)
+
+    def read(index) -> None:
+        tile = index[3].start // 16
+        assert tile <= READERS or seen[tile - READERS - 1]() is None
+
+    seen = []
+    detect_volume(
+        Remembers(), Counting(noise(16, 16, 256) * 0, read), patch_zyx=(16, 16, 16), overlap=0.0, mirror=False
+    )
+    assert len(seen) == 16
+
+
 def test_a_tile_of_another_shape_is_named() -> None:
     class Short(Counting):
         def __getitem__(self, index):
@@ -356,44 +373,3 @@ def test_output_that_is_not_finite_names_model_and_tiles() -> None:
         ValueError, match=r"^model 2 of 2, tiles starting at \[\(8, 0, 0\)\].* class scores are not finite"
     ):
         detect_volume([BrightBoxes(), small_network()], image, patch_zyx=(16, 16, 16))
-
-
-def test_models_that_do_not_belong_together_are_refused() -> None:
-    image = noise(16, 16, 16)
-    with pytest.raises(ValueError, match=r"model 2 has the classes \('a',\), the first one \('a', 'b'\)"):
-        detect_volume([small_network(), small_network(classes=("a",))], image, patch_zyx=(16, 16, 16))
-    with pytest.raises(ValueError, match="no detector"):
-        detect_volume([], image, patch_zyx=(16, 16, 16))
-
-    class Deaf(BrightBoxes):
-        def detect(self, images):
-            return []
-
-    with pytest.raises(ValueError, match=r"\(0, 0, 0\).*returned 0 results for 1 images"):
-        detect_volume(Deaf(), image, patch_zyx=(16, 16, 16))
-
-
-def test_bad_input_is_refused() -> None:
-    image = planted((16, 16, 16), [], [])
-    with pytest.raises(ValueError, match=r"image has shape \(16, 16, 16\)"):
-        detect_volume(BrightBoxes(), image[0], patch_zyx=(16, 16, 16))
-    with pytest.raises(ValueError, match=r"valid has shape \(1, 16, 16\)"):
-        detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), valid=np.ones((1, 16, 16), dtype=bool))
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), batch_size=0)
-    with pytest.raises(ValueError, match="pool is 0"):
-        collect(BrightBoxes(), image, patch_zyx=(16, 16, 16), pool=0)
-    with run_time_types_off():
-        for patch in ((16, 0, 16), (16.0, 16.0, 16.0), (16, 16), 16, "abc"):
-            with pytest.raises(
-                ValueError, match=rf"patch_zyx is {re.escape(repr(patch))}, wanted a tuple of three int"
-            ):
-                detect_volume(BrightBoxes(), image, patch_zyx=patch)
-        with pytest.raises(ValueError, match=r"batch_size is 1\.5, wanted an integer of at least 1"):
-            detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), batch_size=1.5)
-    absent = f"cuda:{torch.cuda.device_count()}"
-    for device in (absent, "nowhere"):
-        with pytest.raises(ValueError, match=f"device is '{device}', which torch cannot use here: "):
-            detect_volume(BrightBoxes(), image, patch_zyx=(16, 16, 16), device=device)
-    with pytest.raises(ValueError, match="18 voxels along x, wanted a multiple of 4"):
-        detect_volume(small_network(), image, patch_zyx=(16, 16, 18))

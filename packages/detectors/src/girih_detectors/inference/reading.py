@@ -62,7 +62,6 @@ def read_batches(
                 read.result()
             upcoming.extend(begin(more) for more in batches[n + ahead : n + ahead + 1])
             yield starts, voxels
-            del voxels
     finally:
         threads.shutdown(cancel_futures=True)
 
