@@ -20,6 +20,9 @@ def image(dtype: Any = np.int16) -> np.ndarray:
     return np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
 
 
+DIRECTIONS = b"space directions: (1,0,0) (0,1,0) (0,0,1)\n"
+
+
 def nifti(array: np.ndarray | None = None, *, kind: Any = nib.Nifti1Image, **fields: Any) -> Callable[[Path], None]:
     """A file with these header fields, written over what nibabel would refuse to write."""
 
@@ -154,9 +157,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "truncated",
     ),
     "no-spacing.nrrd": (
-        itk(image(), lambda good: good.replace(b"space directions: (1,0,0) (0,1,0) (0,0,1)\n", b"")),
+        itk(image(), lambda good: good.replace(DIRECTIONS, b"")),
         "the header does not say how large a voxel is, wanted 'space directions'",
     ),
+    **{
+        f"{name}.nrrd": (itk(image(), lambda good, line=line: good.replace(DIRECTIONS, line)), words)
+        for name, line, words in (
+            ("none-spacing", b"space directions: none none none\n", "says that a voxel is 'none none none', wanted"),
+            ("nan-spacing", b"spacings: nan nan nan\n", "says that a voxel is 'nan nan nan', wanted"),
+            ("remark-spacing", b"spacings:=0\n", "does not say how large a voxel is, wanted 'space directions'"),
+        )
+    },
     "no-spacing.mha": (
         itk(
             image(), lambda good: good.replace(b"ElementSpacing = 1 1 1\n", b"") + b"\nElementSpacing = 1 1 1\n"

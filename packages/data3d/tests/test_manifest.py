@@ -59,9 +59,13 @@ def test_longest_case_ids(folder: Path, tmp_path: Path) -> None:
 
 def test_folder_without_manifest_is_unlabelled_scans(folder: Path) -> None:
     (folder / "notes.txt").write_text("")
+    (folder / "gone.nii.gz").symlink_to("nowhere")
     dataset = d3.read_manifest(folder)
     assert (dataset.name, dataset.classes) == ("set", ())
-    assert [s.case_id for s in dataset.sources] == ["a", "b"]
+    assert [s.case_id for s in dataset.sources] == ["a", "b", "gone"]
+    assert dataset.passed_over == ("notes.txt",)
+    with pytest.raises(d3.ScanError, match=r"gone\.nii\.gz: no such file"):
+        d3.read_source(dataset.sources[2])
     assert dataset.sources[1].images == (folder / "b.nii.gz",)
 
 
@@ -77,8 +81,19 @@ def test_dicom_folders(tmp_path: Path, dicom_series: Callable[..., None]) -> Non
         dicom_series(tmp_path / "set" / name, [0, 2, 4])
     assert [s.case_id for s in d3.read_manifest(tmp_path / "set").sources] == ["one", "two"]
     (source,) = d3.read_manifest(tmp_path / "set" / "two").sources
-    assert source == d3.CaseSource("two", (tmp_path / "set" / "two",))
+    assert source == d3.CaseSource("two", (tmp_path / "set" / "two",), modality="CT")
     assert d3.read_source(source).shape == (1, 3, 4, 5)
+
+
+def test_modality_of_a_dicom_series(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    (tmp_path / "set").mkdir()
+    dicom_series(tmp_path / "set" / "one", [0, 2, 4])
+    cases = [{"case_id": "one", "images": ["one"]}]
+    for stated, wanted in (({}, "CT"), ({"modality": "MR"}, "MR")):
+        record = manifest(cases=cases, **stated)
+        assert d3.read_manifest(write(tmp_path / "set", record)).sources[0].modality == wanted
+    (tmp_path / "set" / "one" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")  # no image
+    assert d3.read_manifest(tmp_path / "set" / "one").sources[0].modality == "CT"
 
 
 def test_folder_without_scans(tmp_path: Path) -> None:

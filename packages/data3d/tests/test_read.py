@@ -1,7 +1,7 @@
 """Reading: every format gives the agreed form; places are tested in test_orientation, faults in test_hostile."""
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -109,6 +109,44 @@ def test_dicom_without_a_pixel_spacing_is_refused(tmp_path: Path, dicom_series: 
         path.write_bytes(content.replace(b"\x28\x00\x30\x00", b"\x28\x00\x32\x00"))  # a tag that nobody knows
     with pytest.raises(d3.ScanError, match=r"1.2.3-0.dcm: no Pixel Spacing, \(0028,0030\)"):
         d3.read_scan(tmp_path / "series")
+
+
+def write_frames(folder: Path, *, unknown: Sequence[bytes] = ()) -> None:
+    """Write a multi-frame file whose elements `unknown` are of other numbers."""
+    folder.mkdir()
+    image = sitk.GetImageFromArray(volume().transpose().astype(np.uint8))
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((4, 5, 6))
+    sitk.WriteImage(image, str(folder / "frames.dcm"))
+    content = (folder / "frames.dcm").read_bytes()
+    for tag in unknown:
+        assert tag in content
+        content = content.replace(tag, tag[:2] + bytes([tag[2] | 1]) + tag[3:])
+    (folder / "frames.dcm").write_bytes(content)
+
+
+def test_frames_in_one_dicom_file(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames")
+    scan = d3.read_scan(tmp_path / "frames")
+    assert scan.attrs["spacing_zyx_mm"] == pytest.approx((2.5, 0.8, 0.7))
+    np.testing.assert_array_equal(np.sort(scan.values, axis=None), np.sort(volume().astype(np.uint8), axis=None))
+    assert d3.read_manifest(tmp_path / "frames").sources[0].modality is None  # OT, "other", says nothing
+
+
+@pytest.mark.parametrize(
+    ("unknown", "words"),
+    [
+        ([b"\x28\x00\x30\x00"], "reads as voxels of 1 x 1 x 1 mm, which"),
+        ([b"\x20\x00\x32\x00", b"\x20\x00\x37\x00"], r"a first voxel at \(0, 0, 0\) with axes along"),
+    ],
+    ids=["spacing", "place"],
+)
+def test_frames_of_a_size_or_place_that_the_file_does_not_state(
+    tmp_path: Path, unknown: list[bytes], words: str
+) -> None:
+    write_frames(tmp_path / "frames", unknown=unknown)
+    with pytest.raises(d3.ScanError, match=rf"frames.dcm: a multi-frame DICOM file.*{words}.* convert it to NIfTI"):
+        d3.read_scan(tmp_path / "frames")
 
 
 def test_single_dicom_slice_is_no_volume_with_known_gap(tmp_path: Path, dicom_series: Callable[..., None]) -> None:

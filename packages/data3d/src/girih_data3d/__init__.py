@@ -22,6 +22,7 @@ from girih_data3d.normalisation import normalize
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.objects import Objects
 from girih_data3d.prepare import Prepared, prepare_scan
+from girih_data3d.provenance import origin_of
 from girih_data3d.resampling import resample
 from girih_data3d.sampler import PatchSampler
 from girih_data3d.scan import read_labels, read_scan
@@ -52,6 +53,7 @@ __all__ = [
     "boxes_to_ras",
     "move_boxes",
     "normalize",
+    "origin_of",
     "prepare_case",
     "prepare_many",
     "prepare_scan",

@@ -38,7 +38,9 @@ def choose_frames(path: Path, count: int, frame: Frame | None) -> range:
         ScanError: several frames, and none is chosen; or there is no such frame.
     """
     if frame is None and count > 1:
-        raise ScanError(f'{path}: a fourth axis of {count} frames; wanted frame="mean" or the number of one')
+        raise ScanError(
+            f'{path}: a fourth axis of {count} frames; wanted "frame" in dataset.json, "mean" or the number of one'
+        )
     if frame is None or frame == "mean":
         return range(count)
     if not 0 <= frame < count:

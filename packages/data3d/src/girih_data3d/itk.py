@@ -1,5 +1,6 @@
 """NRRD, MetaImage and DICOM series through SimpleITK, which is imported only when such a file is read."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,20 @@ from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 NRRD_DATA_FILE = re.compile(rb"(?:\A|[\r\n])[ \t]*data ?file[ \t]*:[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
 META_DATA_FILE = re.compile(rb"ElementDataFile[ \t]*[=:]?[ \t]*([^\r\n]*?)[ \t]*(?=[\r\n]|\Z)", re.IGNORECASE)
 """What says in a header where the voxels are; MetaIO takes a colon for an equals sign."""
-NRRD_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*(?:space directions|spacings)[ \t]*:", re.IGNORECASE)
-META_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*Element(?:Spacing|Size)[ \t]*[=:]")
-"""What says in a header how large a voxel is; ITK takes 1 mm where nothing does."""
+NRRD_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*(?:space directions|spacings)[ \t]*:(?!=)([^\r\n]*)", re.IGNORECASE)
+META_SPACING = re.compile(rb"(?:\A|[\r\n])[ \t]*Element(?:Spacing|Size)[ \t]*[=:]([^\r\n]*)")
+"""What says in a header how large a voxel is; ITK takes 1 mm where nothing does, and for what is no number. After :=
+stands a remark (NRRD's key/value pairs)."""
 HEADER_BYTES = 1 << 20
+BETWEEN_NUMBERS = re.compile(rb"[\s(),]+")
 ADDRESS = re.compile(r"\(0x[0-9a-f]+\)")
 NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 NRRD_SPACE = "left-posterior-superior"
 """ITK turns the other two anatomical spaces, right- and left-anterior-superior, into this one."""
+PIXEL_SPACING, IMAGE_POSITION, MODALITY = "0028|0030", "0020|0032", "0008|0060"
+OTHER = "OT"
+"""The modality of a DICOM file that was converted from something else; it says nothing."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_SLICE_OFFSET = 0.1
 """Largest distance of a DICOM slice from the even grid, in slice gaps; a missing slice moves its neighbours by more."""
@@ -93,7 +99,7 @@ def read_dicom_series(
         first = sitk.ImageFileReader()
         first.SetFileName(names[0])
         first.ReadImageInformation()
-        if not first.HasMetaDataKey("0028|0030"):
+        if not first.HasMetaDataKey(PIXEL_SPACING):
             raise ScanError(f"{names[0]}: no Pixel Spacing, (0028,0030)")
         check_shape(folder, (*first.GetSize()[:2], len(names)))
         choose_frames(folder, 1, frame)
@@ -109,16 +115,54 @@ def read_dicom_series(
     return _array(sitk, folder, image), affine
 
 
+def dicom_modality(folder: Path) -> str | None:
+    """Return the modality that the first DICOM files of a folder state; None if they do not, or without SimpleITK."""
+    try:
+        sitk = _simple_itk(folder)
+    except ScanError:
+        return None  # whoever reads the voxels will say so
+    for path in first_files(folder):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            continue  # no image, as a DICOMDIR
+        if reader.HasMetaDataKey(MODALITY) and (found := reader.GetMetaData(MODALITY).strip()) not in ("", OTHER):
+            return str(found)
+    return None
+
+
+def first_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that are looked at to see what it holds."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))[:8]
+
+
 def _one_file(
     sitk: Any, path: Path, frame: Frame | None
 ) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
-    """Read a multi-frame DICOM file; a lone slice says nothing about the distance between slices."""
+    """Read a multi-frame DICOM file; a lone slice says nothing about the distance between slices.
+
+    Most state spacing and place per frame, in nested tags that SimpleITK does not show; where they state nothing, GDCM
+    takes 1 mm and the origin. So what reads exactly as these defaults is refused: it may be a guess.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     if reader.GetDimension() < 3 or reader.GetSize()[2] == 1:
         raise ScanError(f"{path.parent}: DICOM series of one slice, {path.name}: wanted a volume")
     _check_information(path, reader, frame)
+    guessed = []
+    if reader.GetSpacing() == (1, 1, 1) and not reader.HasMetaDataKey(PIXEL_SPACING):
+        guessed.append("voxels of 1 x 1 x 1 mm")
+    place = (*reader.GetOrigin(), *reader.GetDirection())
+    if place == (0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1) and not reader.HasMetaDataKey(IMAGE_POSITION):
+        guessed.append("a first voxel at (0, 0, 0) with axes along those of the patient")
+    if guessed:
+        raise ScanError(
+            f"{path}: a multi-frame DICOM file that reads as {' and '.join(guessed)}, which is also what is taken "
+            "where a file states nothing; if you know better, convert it to NIfTI"
+        )
     image = reader.Execute()
     return _array(sitk, path, image), _affine(image)
 
@@ -138,8 +182,20 @@ def _check_spacing(path: Path) -> None:
     header, pattern, wanted = _header(path), NRRD_SPACING, "space directions"
     if path.suffix.lower() not in NRRD_SUFFIXES:
         header, pattern, wanted = META_DATA_FILE.split(header, maxsplit=1)[0], META_SPACING, "ElementSpacing"
-    if not pattern.search(header):
-        raise ScanError(f"{path}: the header does not say how large a voxel is, wanted {wanted!r}")
+    found = pattern.findall(header)
+    if not found or not all(map(_all_finite, found)):
+        said = ", ".join(repr(value.strip().decode(errors="replace")) for value in found)
+        what = f"says that a voxel is {said}" if found else "does not say how large a voxel is"
+        raise ScanError(f"{path}: the header {what}, wanted {wanted!r} in finite numbers")
+
+
+def _all_finite(text: bytes) -> bool:
+    """Whether a field of a header holds finite numbers and nothing else."""
+    try:
+        numbers = [float(part) for part in BETWEEN_NUMBERS.split(text) if part]
+    except ValueError:
+        return False
+    return len(numbers) > 0 and all(map(math.isfinite, numbers))
 
 
 def _simple_itk(path: Path) -> Any:
@@ -182,9 +238,9 @@ def _position(sitk: Any, name: str) -> list[float]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(name)
     reader.ReadImageInformation()
-    if not reader.HasMetaDataKey("0020|0032"):
+    if not reader.HasMetaDataKey(IMAGE_POSITION):
         raise ScanError(f"{name}: no Image Position (Patient), (0020,0032)")
-    return [float(value) for value in reader.GetMetaData("0020|0032").split("\\")]
+    return [float(value) for value in reader.GetMetaData(IMAGE_POSITION).split("\\")]
 
 
 def _even_step(folder: Path, positions: Float64[np.ndarray, "n 3"]) -> Float64[np.ndarray, "3"]:

@@ -1,7 +1,7 @@
 """dataset.json: which files belong to which case. A folder without one is a set of unlabelled scans."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
 from girih_data3d.grid_checks import Frame
+from girih_data3d.itk import dicom_modality
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
@@ -61,6 +62,8 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     sources: tuple[CaseSource, ...]
+    passed_over: tuple[str, ...] = ()
+    """Names in a folder of scans that are none."""
 
 
 def read_manifest(path: Path | str) -> Dataset:
@@ -72,7 +75,8 @@ def read_manifest(path: Path | str) -> Dataset:
     "box_zyx": [6], "box_ras_mm": [6], "center_ras_mm": [3] with "diameter_mm"}]}]}; see `ObjectLabel`. A case with
     "objects": [] or an empty label file holds no object; a case with neither is unlabelled. Paths are relative to the
     file's folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case,
-    named as the file without extension.
+    named as the file without extension; a link to a scan that is gone is one too, which cannot be read. The modality of
+    a DICOM series is its own where dataset.json says none.
 
     Raises:
         ManifestError: missing or broken JSON, an unknown or missing key, a value of another type or out of range, a
@@ -85,7 +89,7 @@ def read_manifest(path: Path | str) -> Dataset:
         return _scans(path.parent, [path])
     if path.is_dir():
         if not (path / "dataset.json").is_file():
-            return _scans(path, _scans_in(path))
+            return _scans(path, *_scans_in(path))
         path = path / "dataset.json"
     top = Checked(read_json(path), f"{path}", {"schema", "name", "classes", "cases"}, {"modality", "frame"})
     if top["schema"] != SCHEMA:
@@ -103,22 +107,27 @@ def read_manifest(path: Path | str) -> Dataset:
     return Dataset(top.text("name"), classes, sources)
 
 
-def _scans_in(folder: Path) -> list[Path]:
+def _scans_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the scans in a folder, and what else is in it."""
     if holds_dicom(folder):
-        return [folder]
+        return [folder], []
     entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    scans = [p for p in entries if (p.is_file() and is_scan(p)) or (p.is_dir() and holds_dicom(p))]
+    scans = [p for p in entries if (holds_dicom(p) if p.is_dir() else is_scan(p))]
     if not scans:
         raise ManifestError(
             f"{folder}: no dataset.json, no scan file and no DICOM series in this folder (deeper ones are not searched)"
         )
-    return scans
+    return scans, [p for p in entries if p not in set(scans)]
 
 
-def _scans(folder: Path, scans: list[Path]) -> Dataset:
-    sources = tuple(CaseSource(case_id=_case_id(scan_name(p), str(p)), images=(p,)) for p in scans)
+def _scans(folder: Path, scans: list[Path], others: Sequence[Path] = ()) -> Dataset:
+    sources = tuple(CaseSource(_case_id(scan_name(p), str(p)), (p,), modality=_own_modality(p)) for p in scans)
     _refuse_repeated(folder, sources)
-    return Dataset(folder.resolve().name, (), sources)
+    return Dataset(folder.resolve().name, (), sources, tuple(p.name for p in others))
+
+
+def _own_modality(scan: Path) -> str | None:
+    return dicom_modality(scan) if scan.is_dir() else None
 
 
 def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], common: dict[str, Any]) -> CaseSource:
@@ -147,7 +156,7 @@ def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], comm
             objects=objects,
             semantic=files["semantic"][0] if "semantic" in files else None,
             patient_id=case.text("patient_id") if "patient_id" in case else None,
-            modality=common["modality"],
+            modality=common["modality"] or _own_modality(files["images"][0]),
             frame=_frame(case) if "frame" in case else common["frame"],
         )
     except ManifestError:

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Shaped
 from girih_data3d.affine import affine_problem, spacing_zyx
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import Frame
-from girih_data3d.itk import read_dicom_series, read_itk
+from girih_data3d.itk import first_files, read_dicom_series, read_itk
 from girih_data3d.nifti import read_nifti
 
 nib: Any = nibabel  # its published types are partial
@@ -108,8 +108,7 @@ def is_scan(path: Path) -> bool:
 
 def holds_dicom(folder: Path) -> bool:
     """Return whether one of the first files of a folder begins as DICOM files do (part 10, "DICM" at byte 128)."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    for path in files[:8]:
+    for path in first_files(folder):
         with path.open("rb") as handle:
             if handle.read(132)[128:] == b"DICM":
                 return True
