@@ -7,8 +7,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from girih.report import look
+from girih_metrics import match, read_cases
 
 SHAPE_ZYX = (20, 50, 60)
 SPACING_XYZ = (1.5, 1.2, 3.0)
@@ -179,11 +181,50 @@ def test_keys_and_buttons_go_from_finding_to_finding(shown: Any) -> None:
     assert shown.run("getComputedStyle(document.querySelector('.axial .marks')).display") == "none"
 
 
+def test_keys_work_on_a_fresh_page_and_with_caps_lock(shown: Any) -> None:
+    assert shown.run("document.activeElement === document.body")
+    for key, words in (("n", "2 of 3"), ("N", "3 of 3"), ("P", "2 of 3")):
+        shown.key(key, ord(key.upper()))
+        assert shown.run("document.querySelector('.status').textContent").startswith(words)
+    shown.key("B", 66)
+    assert not shown.run("document.querySelector('[name=boxes]').checked")
+
+
+def test_objects_that_the_score_hides_say_so_after_those_never_found(shown: Any) -> None:
+    listed = "[...document.querySelectorAll('.places ol button')].map((button) => button.textContent)"
+    set_to(shown, "score", 0.85)
+    assert shown.run(listed) == [
+        f"true object, missed: {CLASS}, slice 13",
+        f"true object, missed at this score, found at 0.80: {CLASS}, slice 7",
+    ]
+    set_to(shown, "arm", "1", "change")  # found at 0.7 and 0.6
+    assert [words.split(":")[0][-4:] for words in shown.run(listed)] == ["0.60", "0.70"]
+
+
+def test_a_box_tells_what_it_is_under_the_pointer(shown: Any) -> None:
+    place = "document.querySelector('.axial rect.missed').getBoundingClientRect()"
+    under = f"(({{x, y, width, height}}) => document.elementFromPoint(x + width / 2, y + height / 2))({place})"
+    assert shown.run(f"{under}.parentNode.querySelector('title').textContent") == f"true object, missed: {CLASS}"
+    computed = "getComputedStyle(document.querySelector('.axial rect.missed')).pointerEvents"
+    assert shown.run(computed) == "all"  # which every browser knows, unlike bounding-box
+
+
 def test_windows_change_the_greys(shown: Any) -> None:
+    numbers = "[...document.querySelectorAll('.controls .number')].map((output) => output.textContent)"
+    options = "[...document.querySelector('[name=window]').options].map((option) => option.textContent)"
+    presets = ["lung: W 1500 L -600", "soft tissue: W 400 L 40", "bone: W 1800 L 400", "brain: W 80 L 40"]
+    assert shown.run(options) == [*presets, "own"]
+    for number, preset in reversed(list(enumerate(presets[:2]))):
+        set_to(shown, "window", str(number), "change")
+        level, width = shown.run(numbers)
+        assert preset.endswith(f"W {width} L {level}")
     set_to(shown, "window", "1", "change")  # soft tissue
     inside, outside = grey_around(shown, "axial", "missed")
     assert (inside, outside) == (pytest.approx(128, abs=8), 0)
-    set_to(shown, "width", 4000)
+    set_to(shown, "width", 3000)
+    level, width = shown.run(numbers)
+    assert (level, float(width)) == ("40", pytest.approx(3000, abs=10))
+    assert shown.run("document.querySelector('[name=width]').getAttribute('aria-valuetext')") == width
     assert shown.run("document.querySelector('[name=window]').selectedOptions[0].textContent") == "own"
     assert grey_around(shown, "axial", "missed")[1] > 30
 
@@ -237,9 +278,64 @@ def test_every_control_has_a_name(shown: Any) -> None:
 def test_nothing_sticks_out(page: Path, tab: Any, width: int) -> None:
     tab.show(page, width, dark=True)
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+    if width == 1280:
+        assert (
+            max(tab.run("[...document.querySelectorAll('.controls')].map((row) => row.clientHeight)")) < 40
+        )  # one row
     ratio = tab.run("(({clientWidth: w, clientHeight: h}) => w / h)(document.querySelector('.coronal .picture'))")
     assert ratio == pytest.approx(60 * 1.5 / (20 * 3.0), rel=0.01)
     assert tab.run("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+
+
+def test_at_a_score_the_page_says_what_evaluate_finds(tmp_path: Path, tab: Any) -> None:
+    """Of two neighbours the box of 0.9 overlaps both; the first is found by its own box, of 0.3."""
+    first, second = [5, 5, 5, 10, 15, 15], [5, 5, 15, 10, 15, 25]
+    record = {"schema": "girih-detections/1", "case_id": "a", "classes": ["b"], "shape_zyx": [12, 30, 40]}
+    record |= {"affine": np.eye(4).tolist()}
+    found = {"boxes": [[5, 5, 8, 10, 15, 25], first, [0, 0, 0, 2, 4, 4]], "scores": [0.9, 0.3, 0.55], "labels": [0] * 3}
+    truth = {"boxes": [first, second], "labels": [0, 0], "patient_id": "a"}
+    for name, content in (("p", found), ("truth", truth)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.json").write_text(json.dumps(record | content))
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 30, 12), np.float32), np.eye(4)), tmp_path / "a.nii")
+    folders = {"predictions": {"p": tmp_path / "p"}, "truth": tmp_path / "truth"}
+    tab.show(look(tmp_path / "out", data=tmp_path / "a.nii", **folders))
+    matches = match(read_cases(tmp_path / "p", tmp_path / "truth"), classes=["b"], iou=0.1, ignored="once")
+    for score in (0.0, 0.29, 0.3, 0.31, 0.55, 0.56, 0.9, 0.91, 1.0):
+        set_to(tab, "score", score)
+        wanted = matches.outcome("a", min_score=score)
+        said = f"At this score: found {len(wanted['found'])} of 2, false positives: {len(wanted['fp'])}"
+        assert tab.run("document.querySelector('.counts').textContent") == said
+
+
+@pytest.mark.parametrize("turn", [np.diag([-1.0, -1.0, 1.0]), Rotation.random(random_state=359).as_matrix()])
+def test_the_patient_right_is_on_the_left_of_the_page(turn: np.ndarray, tmp_path: Path, tab: Any) -> None:
+    """The half of the scan to the patient's right and front is bright, in LPS files and in steep ones."""
+    affine = np.eye(4)
+    affine[:3, :3] = turn
+    world = (np.moveaxis(np.indices((30, 30, 30)), 0, -1) - 14.5) @ turn.T
+    nibabel.save(
+        nibabel.Nifti1Image((world[..., 0] + world[..., 1] > 0).astype(np.float32), affine), tmp_path / "a.nii"
+    )
+    record = {"schema": "girih-detections/1", "case_id": "a", "classes": ["b"], "shape_zyx": [30, 30, 30]}
+    record |= {"affine": affine.tolist(), "boxes": [], "scores": [], "labels": []}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.json").write_text(json.dumps(record))
+    tab.show(look(tmp_path / "out", predictions={"p": tmp_path / "p"}, data=tmp_path / "a.nii"))
+    assert tab.run("[...document.querySelectorAll('.side')].map((side) => side.textContent).join('')") == "RLAPRLSIAPSI"
+    for plane, brighter, darker in (("axial", (0.2, 0.2), (0.8, 0.8)), ("coronal", (0.1, 0.5), (0.9, 0.5))):
+        assert grey_at(tab, plane, *brighter) > 200 > 50 > grey_at(tab, plane, *darker)
+
+
+def grey_at(tab: Any, plane: str, across: float, down: float) -> int:
+    """Grey value at a place of a picture, in parts of its sides."""
+    return tab.run(
+        f"""(() => {{
+          const {{ width, height }} = document.querySelector('.{plane} canvas');
+          const context = document.querySelector('.{plane} canvas').getContext('2d');
+          return context.getImageData(Math.round({across} * width), Math.round({down} * height), 1, 1).data[0];
+        }})()"""
+    )
 
 
 def test_a_damaged_picture_is_reported(page: Path, tab: Any, tmp_path: Path) -> None:
@@ -250,17 +346,21 @@ def test_a_damaged_picture_is_reported(page: Path, tab: Any, tmp_path: Path) -> 
 
 
 def test_one_slice_and_no_box(tmp_path: Path, tab: Any) -> None:
-    nibabel.save(nibabel.Nifti1Image(np.arange(20, dtype=np.float32).reshape(5, 4, 1), np.eye(4)), tmp_path / "a.nii")
-    record = {"schema": "girih-detections/1", "case_id": "a", "classes": ["b"], "shape_zyx": [1, 4, 5]}
+    nibabel.save(
+        nibabel.Nifti1Image(np.arange(2000, dtype=np.float32).reshape(50, 40, 1), np.eye(4)), tmp_path / "a.nii"
+    )
+    record = {"schema": "girih-detections/1", "case_id": "a", "classes": ["b"], "shape_zyx": [1, 40, 50]}
     record |= {"affine": np.eye(4).tolist(), "boxes": [], "scores": [], "labels": []}
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "a.json").write_text(json.dumps(record))
     tab.show(look(tmp_path / "out", predictions={"p": tmp_path / "p"}, data=tmp_path / "a.nii"))
     assert [slice_of(tab, plane) for plane in ("axial", "coronal", "sagittal")] == [
         "slice 1 of 1",
-        "slice 3 of 4",
-        "slice 3 of 5",
+        "slice 21 of 40",
+        "slice 26 of 50",
     ]
+    shown = "[...document.querySelectorAll('.coronal .side')].filter((side) => side.offsetHeight > 0)"
+    assert tab.run(f"{shown}.map((side) => side.textContent)") == ["R", "L"]  # thin: no room above and below
     tab.run("document.querySelector('[name=next]').click(); document.querySelector('[name=previous]').click()")
     assert tab.run("document.querySelector('.status').textContent") == "places to look at: 0"
     assert tab.run("document.querySelector('[name=window]').options.length") == 2  # the whole range, and one's own

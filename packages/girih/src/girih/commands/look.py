@@ -43,7 +43,7 @@ class Look:
         """
         folders = by_name(self.predictions)
         if not 0 < self.case_megabytes < math.inf:
-            raise ValueError(f"case_megabytes is {self.case_megabytes}, wanted a positive number")
+            raise ValueError(f"case_megabytes is {self.case_megabytes}, wanted a positive, finite number")
         console = Console(stderr=True)
         with Progress(console=console) as progress:
             bar = progress.add_task("looking", total=None)

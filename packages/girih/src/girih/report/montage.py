@@ -19,23 +19,32 @@ from girih.report.slices import SIDES, Plane, Region
 PANEL_INCH = 2.6
 MARGIN_INCH = 0.2
 TITLE_POINTS, HEAD_POINTS = 8.0, 12.0
+TITLE_INCH, HEAD_INCH, LEGEND_INCH = 0.55, 0.2, 0.7
+"""Heights of a panel's title, of a line of the head, and of the legend."""
 DPI = 110
 FINDINGS_PER_ROW = 2
 """Of one arm; with several, a row holds one finding and a close-up for each arm."""
 
 
 def case_png(view: CaseView) -> bytes:
-    """Draw all findings of one case as PNG, each as whole slice and close-up with the boxes of every arm."""
+    """Return all findings of one case as PNG."""
+    return png_bytes(case_figure(view), DPI)
+
+
+def case_figure(view: CaseView) -> Figure:
+    """Draw all findings of one case, each as whole slice and close-up with the boxes of every arm."""
     findings = [*view.findings, *view.ignored]
     panels = 1 + len(view.marks)
     columns = panels * (FINDINGS_PER_ROW if len(view.marks) == 1 else 1)
     rows = max(1, -(-len(findings) * panels // columns))
-    figure = Figure(figsize=(columns * PANEL_INCH, rows * (PANEL_INCH + 0.55) + 1.2), layout="constrained")
-    head = [view.case_id, view.remark, f"not shown: {view.left_out}" if view.left_out else ""]
-    width = columns * PANEL_INCH - MARGIN_INCH
+    said = [view.case_id, *view.named_remarks, *([f"not shown: {view.left_out}"] if view.left_out else [])]
+    width = columns * PANEL_INCH
+    head = "\n".join(fitted(text, size=HEAD_POINTS, width_inch=width - MARGIN_INCH, lines=2) for text in said)
+    height = rows * (PANEL_INCH + TITLE_INCH) + HEAD_INCH * (head.count("\n") + 1) + LEGEND_INCH
+    figure = Figure(figsize=(width, height), layout="constrained")
     title = figure.suptitle("", fontsize=HEAD_POINTS)
     title.set_parse_math(False)
-    title.set_text("\n".join(fitted(line, size=HEAD_POINTS, width_inch=width, lines=2) for line in head if line))
+    title.set_text(head)
     grid: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in grid:
         axes.set_axis_off()
@@ -51,7 +60,7 @@ def case_png(view: CaseView) -> bytes:
             ncols=3,
             frameon=False,
         )
-    return png_bytes(figure, DPI)
+    return figure
 
 
 def _draw(panels: Sequence[Axes], view: CaseView, finding: Finding) -> Sequence[Mark]:

@@ -59,9 +59,14 @@ class CaseView:
     """Arm -> how it did in this case."""
 
     @property
+    def named_remarks(self) -> list[str]:
+        """How each arm did, with its name."""
+        return [f"{arm}: {remark}" if arm else remark for arm, remark in self.remarks.items()]
+
+    @property
     def remark(self) -> str:
         """How all arms did."""
-        return "; ".join(f"{arm}: {remark}" if arm else remark for arm, remark in self.remarks.items())
+        return "; ".join(self.named_remarks)
 
     def pictures(
         self, finding: Finding

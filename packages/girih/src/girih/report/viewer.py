@@ -97,10 +97,12 @@ def viewer_section(
         chooser = f'<label>boxes of <select name="arm">{options}</select></label>'
     places_named = "findings, worst first" if labelled(judged) else "boxes, highest score first"
     score = _slider("score", 0, 1, 0.01, start_score(judged))
-    controls = (
-        f'<label class="wide">case <select name="case" autocomplete="off">{cases}</select></label>',
+    choices = (
+        f'<label>case <select name="case" autocomplete="off">{cases}</select></label>',
         chooser,
         '<label><input type="checkbox" name="boxes" checked autocomplete="off"> boxes</label>',
+    )
+    controls = (
         f'<label>score from {score} <output class="threshold"></output></label>',
         '<label>window <select name="window"></select></label>',
         *(
@@ -118,7 +120,8 @@ def viewer_section(
         soft(KEYS),
         '<noscript><p class="soft">Scrolling needs JavaScript, which this browser does not run.</p></noscript>',
         '<div class="viewer" role="group" aria-label="slices with boxes" aria-busy="true">',
-        f'<div class="controls">{"".join(controls)}</div>{_legend(judged)}',
+        f'<div class="controls">{"".join(choices)}</div><div class="controls">{"".join(controls)}</div>',
+        _legend(judged),
         f'<div class="planes"><div>{_plane("axial")}<div class="places">{places}</div></div>'
         f"<div>{_plane('coronal')}{_plane('sagittal')}</div></div></div>",
         f'<script type="application/json" id="viewer-order">{_json(WORST_FIRST)}</script>',
