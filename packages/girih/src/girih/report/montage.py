@@ -17,7 +17,8 @@ from girih.report.plots import png_bytes
 from girih.report.slices import SIDES, Plane, Region
 
 PANEL_INCH = 2.6
-MARGIN_INCH = 0.2
+FILLED = 0.92
+"""Share of a width that text may take; hinted letters are drawn a few percent wider than they are measured."""
 TITLE_POINTS, HEAD_POINTS = 8.0, 12.0
 TITLE_INCH, HEAD_INCH, LEGEND_INCH = 0.55, 0.2, 0.7
 """Heights of a panel's title, of a line of the head, and of the legend."""
@@ -39,7 +40,7 @@ def case_figure(view: CaseView) -> Figure:
     rows = max(1, -(-len(findings) * panels // columns))
     said = [view.case_id, *view.named_remarks, *([f"not shown: {view.left_out}"] if view.left_out else [])]
     width = columns * PANEL_INCH
-    head = "\n".join(fitted(text, size=HEAD_POINTS, width_inch=width - MARGIN_INCH, lines=2) for text in said)
+    head = "\n".join(fitted(text, size=HEAD_POINTS, width_inch=FILLED * width, lines=2) for text in said)
     height = rows * (PANEL_INCH + TITLE_INCH) + HEAD_INCH * (head.count("\n") + 1) + LEGEND_INCH
     figure = Figure(figsize=(width, height), layout="constrained")
     title = figure.suptitle("", fontsize=HEAD_POINTS)
@@ -115,7 +116,7 @@ def _title(axes: Axes, *texts: str) -> None:
     title.set_parse_math(False)
     title.set_text(
         "\n".join(
-            fitted(text, size=TITLE_POINTS, width_inch=PANEL_INCH - MARGIN_INCH, lines=1 + (n == len(texts) - 1))
+            fitted(text, size=TITLE_POINTS, width_inch=FILLED * PANEL_INCH, lines=1 + (n == len(texts) - 1))
             for n, text in enumerate(texts)
         )
     )
