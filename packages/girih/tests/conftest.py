@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from girih.samples import SampleSet, SamplesUnavailable, fetch
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 
 PATIENCE_S = 60
 """What a browser may take for one answer."""
