@@ -98,7 +98,7 @@ def viewer_section(
     places_named = "findings, worst first" if labelled(judged) else "boxes, highest score first"
     score = _slider("score", 0, 1, 0.01, start_score(judged))
     choices = (
-        f'<label>case <select name="case" autocomplete="off">{cases}</select></label>',
+        f'<label class="wide">case <select name="case" autocomplete="off">{cases}</select></label>',
         chooser,
         '<label><input type="checkbox" name="boxes" checked autocomplete="off"> boxes</label>',
     )
