@@ -30,7 +30,7 @@ from detection import DEFINITIONS, clustered, cpu_seconds, memory_kb, network, v
 from torch import Tensor
 
 import girih_data3d
-from girih.inference import NotAir
+from girih.air import NotAir
 from girih_data3d import CaseSource, Dataset, PrepareSpec, Store
 from girih_detectors import Mask, RetinaUNet, detect_volume, weighted_box_clustering
 from girih_detectors.inference import tile_grid

@@ -25,7 +25,7 @@ from girih.cli import main
 from girih.commands.finetune import Finetune
 from girih.commands.prepare import Prepare
 from girih.commands.pretrain import Pretrain, choose_objective
-from girih.ensembles import load_detector
+from girih.ensembles import load_ensemble
 from girih.loop import Training
 from girih.networks import initialise, make_detector
 from girih.plans import load_plan
@@ -174,7 +174,7 @@ def test_multitalent_of_one_and_two_channels_and_what_a_detector_takes_of_it(
                  weights, "--stem", "dataset:two", "--no-segmentation", "--steps", "1", "--warmup-steps", "0", "--lr",
                  "1e-9", "--augmentation", "none", "--workers", "0", "--device", "cpu"]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
-    stem = load_detector(tuned)[0].pyramid.encoder.state_dict()["stem.conv.weight"]
+    stem = load_ensemble([tuned]).detectors[0].pyramid.encoder.state_dict()["stem.conv.weight"]
     torch.testing.assert_close(stem, read.tensors["stems.two.conv.weight"])
 
 
@@ -291,7 +291,7 @@ def test_the_head_goes_first_and_the_encoder_follows(
     assert all(held[key].equal(tensor) for key, tensor in start.items())
     assert not any(last[key].equal(tensor) for key, tensor in start.items())
 
-    detector = load_detector(tmp_path / "run")[0].state_dict()  # the moving average
+    detector = load_ensemble([tmp_path / "run"]).detectors[0].state_dict()  # the moving average
     average = load_model(tmp_path / "run" / "checkpoints" / "step_000000003", averaged=True)
     assert all(tensor.equal(average[key]) for key, tensor in detector.items())
     assert not detector["class_head.output.bias"].equal(last["class_head.output.bias"])

@@ -1,6 +1,7 @@
 """`girih predict` and `girih sweep` on real files: models, formats, processes, broken cases."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from girih_data3d import PrepareSpec, Store
 from girih_detectors.inference import Merging, collect, merge, restore
 
 CPU = ("--device", "cpu")
+RECORD = ".girih/predict.json"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,7 +91,10 @@ def test_several_models_are_merged_as_one_ensemble(runs: list[Path], store: Path
         case.shape[1:],
         Merging(),
     )
-    assert boxes_of(out, "case1") == restore(found, case.prepared, case_id="case1", classes=("ball",))
+    wanted = restore(found, case.prepared, case_id="case1", classes=("ball",))
+    source = boxes_of(out, "case1")["source"]
+    assert source == boxes_of(alone, "case1")["source"]
+    assert boxes_of(out, "case1") == {**wanted, "source": source}
     assert boxes_of(out, "case1") != boxes_of(alone, "case1")
 
 
@@ -101,7 +106,9 @@ def test_shards_make_what_one_process_makes_whenever_they_start(
     assert girih_(*arguments, "--fast", "--shard", "1/2") == 0
     assert {path.stem for path in out.glob("*.json")} == {"case1"}
     assert girih_(*arguments, "--fast", "--shard", "1/2") == 2
-    assert "already holds 1 predictions" in said_by(capsys)
+    said = said_by(capsys)
+    assert "share 1 of 2: 1 of 3 cases" in said
+    assert "already holds 1 prediction; pass --resume" in said
     assert girih_(*arguments, "--no-mirror", "--shard", "0/2") == 2
     assert "overlap is 0.25, now 0.5" in said_by(capsys)
     assert girih_(*arguments, "--fast", "--shard", "0/2") == 0
@@ -122,15 +129,29 @@ def test_two_processes_finish_what_they_can_and_name_what_they_cannot(
             "-m", "girih.cli", *arguments, str(tmp_path / "two"),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
-    assert "1 of 1 cases failed, the others are done: broken:" in said  # by the process that has waited for the other
+    assert "share 0 of 2: 1 of 2 cases" in said
+    assert "the only case failed: broken:" in said  # by the process that has waited for the other
     assert "broken.nii.gz: truncated" in said
     assert main([*arguments, str(tmp_path / "one")]) == 2
-    assert sorted(contents(tmp_path / "one")) == ["boxes.csv", "case1.json", "slicer/case1.mrk.json"]
+    assert sorted(contents(tmp_path / "one")) == [RECORD, "boxes.csv", "case1.json", "slicer/case1.mrk.json"]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_what_all_processes_have_to_say_is_said_once(store: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "girih.cli", "predict", "--model", str(tmp_path), "--data", str(store), "--out", str(tmp_path), *CPU,
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("it has no config.json") == 1
 
 
 def write_dicom(folder: Path, image: SimpleITK.Image) -> None:
@@ -247,7 +268,7 @@ def test_numbers_that_are_not_finite(
     out = tmp_path / "boxes"
     assert girih_("predict", "--model", run, "--data", store, "--out", out, "--fast", *CPU) == 2
     said = said_by(capsys)
-    assert "3 of 3 cases failed" in said
+    assert "all 3 cases failed: case0: " in said
     assert "case1: tiles starting at [(0, 0, 0)" in said
     assert "not finite" in said
     assert not list(out.glob("*.json"))
@@ -273,7 +294,7 @@ def test_a_full_disk_stops_everything_and_keeps_what_is_done(
     assert "case 'case1'" in said
     assert f"{out / 'case1.json'} cannot be written: No space left on device" in said
     assert "finished cases are kept, --resume goes on" in said
-    assert sorted(contents(out)) == ["case0.json", "slicer/case0.mrk.json", "slicer/case1.mrk.json"]
+    assert sorted(contents(out)) == [RECORD, "case0.json", "slicer/case0.mrk.json", "slicer/case1.mrk.json"]
     assert girih_(*arguments, "--resume") == 0
     assert contents(out) == contents(alone)
 
@@ -297,14 +318,16 @@ def test_resume_keeps_cases_adds_formats_and_refuses_another_prediction(
     runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     out = shutil.copytree(alone, tmp_path / "boxes")
-    shutil.copy(alone.with_name("boxes.predict.json"), tmp_path)
     (out / "case1.json").unlink()
     arguments = ("predict", "--data", store, "--out", out, "--resume", *CPU, "--formats", "nifti", "csv")
     assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
     said = said_by(capsys)
     assert "case0: kept, nifti added" in said
     assert f"case1: {len(boxes_of(alone, 'case1')['scores'])} boxes" in said
-    assert contents(alone).items() <= contents(out).items()
+    wanted = contents(alone)
+    del wanted["slicer/case1.mrk.json"]  # of a case that was made again, and this time not for 3D Slicer
+    assert wanted.items() <= contents(out).items()
+    assert not (out / "slicer" / "case1.mrk.json").exists()
     marks = nibabel.load(out / "nifti" / "case0.nii.gz")
     assert marks.shape == (40, 36, 32)
     assert marks.get_fdata().max() <= 100
@@ -319,7 +342,124 @@ def test_resume_keeps_cases_adds_formats_and_refuses_another_prediction(
     ):
         capsys.readouterr()
         assert girih_(*arguments, *other) == 2
-        assert f"boxes.predict.json: {field} is" in said_by(capsys)
+        assert f"{RECORD}: {field} is" in said_by(capsys)
+    (out / "case1.json").unlink()
+    monkeypatch.undo()
+    table = (out / "boxes.csv").read_bytes()
+    (out / "boxes.csv").write_text("old")  # is brought up to date where it lies, also if nobody asks for it
+    assert girih_(*arguments[:-3], "--formats", "slicer", *fast) == 0
+    assert (out / "boxes.csv").read_bytes() == table
+    (out / "boxes.csv").unlink()
+    assert girih_(*arguments[:-3], "--formats", "slicer", *fast) == 0
+    assert not (out / "boxes.csv").exists()
+
+
+def test_resume_makes_again_what_is_damaged_or_of_another_scan(
+    runs: list[Path], store: Path, raw: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    scans, out, seen = tmp_path / "scans", tmp_path / "boxes", []
+    scans.mkdir()
+    for name in ("a", "b", "c"):
+        shutil.copy(raw / "case1.nii.gz", scans / f"{name}.nii.gz")
+    monkeypatch.setattr("girih.inference.collect", lambda *a, **k: seen.append("") or collect(*a, **k))
+    arguments = ("predict", "--model", runs[0], "--data", scans, "--out", out, "--fast", "--resume", *CPU)
+    assert girih_(*arguments) == 0
+    first = contents(out)
+    assert len(seen) == 3
+    assert "source" in boxes_of(out, "a")
+    shutil.copy(scans / "a.nii.gz", scans / "copy.nii.gz")  # the same content, written later
+    (scans / "copy.nii.gz").replace(scans / "a.nii.gz")
+    shutil.copy(raw / "case2.nii.gz", scans / "b.nii.gz")  # another patient, by the same name
+    (out / "c.json").write_text('{"schema": "girih-detections/1", "case')
+    moved, out = out, tmp_path / "elsewhere"  # a folder of predictions can be moved, and so can its parents
+    moved.rename(out)
+    monkeypatch.chdir(out)
+    assert girih_(*(Path() if argument == moved else argument for argument in arguments)) == 0
+    assert len(seen) == 5
+    said = said_by(capsys)
+    assert "b: " in said
+    assert "made again: the scan is another one than that of b.json" in said
+    assert "made again: c.json: not JSON" in said
+    assert {name for name, content in contents(out).items() if content != first[name]} == {
+        "b.json", "boxes.csv", "slicer/b.mrk.json",
+    }  # fmt: skip
+    assert boxes_of(out, "b")["source"] != boxes_of(out, "a")["source"] == boxes_of(out, "c")["source"]
+    shutil.copy(scans / "a.nii.gz", scans / "b.nii.gz")
+    (scans / "b.nii.gz").write_bytes((scans / "b.nii.gz").read_bytes()[:5000])
+    assert girih_(*(Path() if argument == moved else argument for argument in arguments)) == 2
+    assert not (out / "b.json").exists()  # the boxes of another scan are not left for those of this one
+
+
+def test_resume_of_a_dataset_that_was_prepared_again(
+    runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = shutil.copytree(raw, tmp_path / "raw"), tmp_path / "boxes"
+    arguments = ("predict", "--model", runs[0], "--data", tmp_path / "data", "--out", out, "--fast", "--resume", *CPU)
+    for again in (False, True):
+        prepare(scans, tmp_path / "data", PrepareSpec(), workers=0, overwrite=again)
+        assert girih_(*arguments) == 0
+        shutil.copy(scans / "case0.nii.gz", scans / "case2.nii.gz")
+    assert "case2: " in (said := said_by(capsys))
+    assert said.count("made again: the scan is another one") == 1
+
+
+def test_other_weights_of_the_same_step_are_another_model(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = shutil.copytree(runs[0], tmp_path / "run"), shutil.copytree(alone, tmp_path / "boxes")
+    assert load_ensemble([run]).models == load_ensemble(runs[:1]).models
+    path = run / "checkpoints" / "step_000000001" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, path)
+    assert girih_("predict", "--model", run, "--data", store, "--out", out, "--fast", "--resume", *CPU) == 2
+    assert "predict.json: models is ['step_000000001 " in said_by(capsys)
+
+
+def test_a_run_whose_settings_lack_something(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    for name in ("command", "plan", "in_channels", "classes", "prepare", "dataset_sha256", "settings"):
+        (run / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != name}))
+        with pytest.raises(ValueError, match=rf"config.json: {name}(\.segmentation)? is missing"):
+            load_ensemble([run])
+    for value, words in (({"colour": 1}, "unknown field 'colour'"), ({"method": []}, "method")):
+        (run / "config.json").write_text(json.dumps(config | {"prepare": value}))
+        with pytest.raises(ValueError, match=f"config.json: prepare: .*{words}"):
+            load_ensemble([run])
+
+
+def test_problems_of_the_table_hide_no_failed_case(
+    runs: list[Path], raw: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "boxes"
+    scans.mkdir()
+    (scans / "notes.txt").write_text("")
+    (scans / "gone.nii.gz").symlink_to("nowhere")
+    shutil.copy(raw / "case1.nii.gz", scans)
+    out.mkdir()
+    (out / "boxes.csv").mkdir()
+    assert girih_("predict", "--model", runs[0], "--data", scans, "--out", out, "--fast", *CPU) == 2
+    said = said_by(capsys)
+    assert "no scans, passed over: notes.txt" in said
+    assert "1 of 2 cases failed, the others are done: gone: " in said
+    assert "gone.nii.gz: not readable" in said
+    assert "boxes.csv was not written: " in said
+
+
+def test_a_case_that_needs_too_much_memory(runs: list[Path], store: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    calls = itertools.count()
+
+    def first_needs_much(*arguments: Any, **options: Any) -> Any:
+        return collect(*arguments, **options) if next(calls) else torch.empty(10**15)
+
+    monkeypatch.setattr("girih.inference.collect", first_needs_much)
+    assert girih_("predict", "--model", runs[0], "--data", store, "--out", tmp_path / "boxes", "--fast", *CPU) == 2
+    said = said_by(capsys)
+    assert "1 of 3 cases failed, the others are done: case0: cpu has too little memory" in said
+    assert {path.stem for path in (tmp_path / "boxes").glob("*.json")} == {"case1", "case2"}
 
 
 def test_half_precision_finds_the_same(runs: list[Path], store: Path, alone: Path, tmp_path: Path) -> None:
@@ -331,14 +471,24 @@ def test_half_precision_finds_the_same(runs: list[Path], store: Path, alone: Pat
 
 
 @pytest.fixture(scope="module")
-def swept(runs: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unseen(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another dataset than that of the training, in truth two cases of it."""
+    copy, out = shutil.copytree(raw, tmp_path_factory.mktemp("unseen") / "raw"), tmp_path_factory.mktemp("unseen")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps(manifest | {"cases": manifest["cases"][1:]}))
+    prepare(copy, out, PrepareSpec(), workers=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def swept(runs: list[Path], unseen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("swept") / "merging.json"
-    assert girih_("sweep", "--model", *runs, "--data", store, "--out", out, "--fast", *CPU) == 0
+    assert girih_("sweep", "--model", *runs, "--data", unseen, "--out", out, "--fast", *CPU) == 0
     return out
 
 
 def test_the_swept_merging_reaches_its_score_in_predictions(
-    swept: Path, runs: list[Path], store: Path, tmp_path: Path
+    swept: Path, runs: list[Path], unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = json.loads(swept.read_text())
     assert found["score"] >= found["start_score"] > 0
@@ -347,17 +497,23 @@ def test_the_swept_merging_reaches_its_score_in_predictions(
         assert not rows or value in [row["value"] for row in rows]
     for name, merging, wanted in (("best", ("--merging", swept), "score"), ("start", (), "start_score")):
         out = tmp_path / name
-        assert girih_("predict", "--model", *runs, "--data", store, "--out", out, "--fast", *CPU, *merging) == 0
+        assert girih_("predict", "--model", *runs, "--data", unseen, "--out", out, "--fast", *CPU, *merging) == 0
         ious = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
-        scores = [evaluate({"it": out}, store / "truth", iou=iou, draws=1)["it"]["ap"]["value"] for iou in ious]
+        scores = [evaluate({"it": out}, unseen / "truth", iou=iou, draws=1)["it"]["ap"]["value"] for iou in ious]
         assert np.mean(scores) == pytest.approx(found[wanted], abs=1e-9)
+    assert "warning" not in said_by(capsys)
+    arguments = ("--data", unseen, "--out", tmp_path / "one", "--fast", *CPU, "--merging", swept)
+    assert girih_("predict", "--model", runs[0], *arguments) == 0
+    said = said_by(capsys)
+    assert said.count("warning: ") == 1
+    assert "merging.json is for models ['step_000000001 " in said
 
 
 def test_a_second_sweep_looks_at_no_case_again(
-    swept: Path, runs: list[Path], store: Path, tmp_path: Path, capsys, monkeypatch
+    swept: Path, runs: list[Path], unseen: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     shutil.copytree(swept.with_name("merging.candidates"), tmp_path / "again.candidates")
-    arguments = ("sweep", "--data", store, "--out", tmp_path / "again.json", "--fast", *CPU, "--model")
+    arguments = ("sweep", "--data", unseen, "--out", tmp_path / "again.json", "--fast", *CPU, "--model")
     seen: list[str] = []
     monkeypatch.setattr("girih.inference.collect", lambda *a, **k: seen.append("") or collect(*a, **k))
     assert girih_(*arguments, *runs) == 0
@@ -373,6 +529,39 @@ def test_a_second_sweep_looks_at_no_case_again(
     assert "case2.npz: cannot be read, remove it" in said_by(capsys)
     assert girih_(*arguments, runs[0]) == 2
     assert "candidates.json: models is" in said_by(capsys)
+
+
+def test_a_sweep_of_the_training_data_or_into_another_file_or_by_several_is_refused(
+    runs: list[Path], store: Path, unseen: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
+    arguments = ("sweep", "--model", runs[0], *CPU, "--data")
+    assert girih_(*arguments, store, "--out", tmp_path / "merging.json") == 2
+    assert "is what a model was trained on, where it finds more than elsewhere: choose other" in said_by(capsys)
+    (tmp_path / "precious.json").write_text("{}")
+    for name, words in (("precious.json", "schema is None"), ("merging", "wanted the name of a file that ends")):
+        assert girih_(*arguments, unseen, "--out", tmp_path / name) == 2
+        assert words in said_by(capsys)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert girih_(*arguments, unseen, "--out", tmp_path / "merging.json") == 2
+    assert "girih sweep is one process and has no shares" in said_by(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.json"]
+
+
+def test_an_ensemble_of_one_model_twice_and_of_two_in_either_order(
+    runs: list[Path], store: Path, alone: Path, tmp_path: Path
+) -> None:
+    def boxes(name: str, *models: Path) -> dict[str, Any]:
+        arguments = ("--data", store, "--out", tmp_path / name, "--fast", "--shard", "1/3", *CPU)
+        assert girih_("predict", "--model", *models, *arguments) == 0
+        return boxes_of(tmp_path / name, "case1")
+
+    twice, wanted = boxes("aa", runs[0], runs[0]), boxes_of(alone, "case1")
+    np.testing.assert_allclose(twice["boxes"], wanted["boxes"], atol=1e-4)
+    np.testing.assert_allclose(twice["scores"], wanted["scores"], atol=1e-6)
+    one, other = boxes("ab", *runs), boxes("ba", *runs[::-1])
+    np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-6)
+    np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-3)
 
 
 def test_a_sweep_needs_labels(runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,7 +604,7 @@ def test_a_large_raw_ct_is_predicted_within_4_gib(runs: list[Path], tmp_path: Pa
     arguments = ["predict", "--model", run, "--data", tmp_path / "ct.nii.gz", "--out", tmp_path / "boxes", "--fast"]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *map(str, arguments), *CPU, "--formats", "csv", "slicer", "nifti"],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, encoding="utf-8", check=True,
     )  # fmt: skip
     code, peak_gib = done.stdout.split()[-2:]
     assert code == "0", done.stderr

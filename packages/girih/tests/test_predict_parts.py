@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girih import ensembles
-from girih.candidates import CandidateFolder, RawCases
+from girih.air import NotAir, not_air
+from girih.candidates import CandidateFolder
 from girih.casewise import LISTED, case_by_case, refuse_failures
 from girih.ensembles import Ensemble, load_ensemble, preparation_differences
-from girih.inference import Inference, NotAir, not_air, read_merging, tiles_at_once
+from girih.inference import NO_HOST_MEMORY, Inference, tiles_at_once
+from girih.merging_file import check_place, read_merging, write_merging
 from girih.scans import Scan
-from girih.shares import Share, read_share, wait_for_others
+from girih.shares import Share, read_share, refuse_shares, with_others
 from girih_data3d import PrepareSpec
-from girih_detectors.inference import Candidates, Merging, tile_grid
+from girih_detectors.inference import Candidates, Merging, SweepResult, tile_grid
 
 SPEC = PrepareSpec()
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+LOOKED = {"models": ["step_000000001 0"], "mirror": True, "overlap": 0.5}
 
 
 class Seen(torch.nn.Module):
@@ -53,7 +59,8 @@ def ensemble(**changed: Any) -> Ensemble:
             "modality": "CT",
             "spec": SPEC,
             "patch_zyx": (32, 32, 32),
-            "models": ({"config_sha256": "0", "checkpoint": "step_000000001"},),
+            "models": ("step_000000001 0",),
+            "trained_on": frozenset({"a"}),
             **changed,
         }
     )
@@ -65,7 +72,9 @@ def test_shares_and_ranks_part_all_cases(cases: int, parts: int, world: int) -> 
         case
         for part in range(parts)
         for rank in range(world)
-        for case in read_share(f"{part}/{parts}", {"RANK": str(rank), "WORLD_SIZE": str(world)}).of(range(cases))
+        for case in read_share(f"{part}/{parts}", TORCHRUN | {"RANK": str(rank), "WORLD_SIZE": str(world)}).of(
+            range(cases)
+        )
     ]
     assert sorted(found) == list(range(cases))
 
@@ -73,7 +82,9 @@ def test_shares_and_ranks_part_all_cases(cases: int, parts: int, world: int) -> 
 def test_a_process_alone_takes_everything() -> None:
     assert read_share(None, {}) == Share(0, 1, 0)
     assert read_share("1/4", {}).of("abcdefg") == ["b", "f"]
-    assert read_share(None, {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Share(5, 8, 1)
+    left = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert read_share(None, TORCHRUN | left) == Share(5, 8, 1)
+    assert read_share(None, left) == Share(0, 1, 0)  # what a job scheduler has left there is no torchrun
 
 
 @pytest.mark.parametrize("shard", ["", "1", "4/4", "-1/4", "0/0", "1/2/3", "a/b", "1 / 2", "٣/4", "0/99999999999"])
@@ -81,11 +92,20 @@ def test_a_shard_that_there_is_not(shard: str) -> None:
     with pytest.raises(ValueError, match=r"--shard is .*, wanted i/n with i from 0 to n - 1"):
         read_share(shard, {})
     with pytest.raises(ValueError, match="RANK/WORLD_SIZE is '2/2'"):
-        read_share(None, {"RANK": "2", "WORLD_SIZE": "2"})
+        read_share(None, TORCHRUN | {"RANK": "2", "WORLD_SIZE": "2"})
 
 
 def test_nobody_waits_outside_torchrun() -> None:
-    wait_for_others(failed=True, environment={"RANK": "0", "WORLD_SIZE": "2"})
+    with pytest.raises(ValueError, match="why"), with_others({"RANK": "0", "WORLD_SIZE": "2"}):
+        raise ValueError("why")
+
+
+def test_a_command_without_shares() -> None:
+    refuse_shares("it", {})
+    refuse_shares("it", {"RANK": "0", "WORLD_SIZE": "1"})
+    for environment in ({"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}):
+        with pytest.raises(ValueError, match="it is one process and has no shares, but the environment says"):
+            refuse_shares("it", environment)
 
 
 @pytest.mark.parametrize(
@@ -111,15 +131,20 @@ def test_models_that_do_not_go_together(changed: dict, words: str, monkeypatch: 
 
 
 def test_models_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = ({"config_sha256": "1", "checkpoint": "step_000000007"},)
+    other = ("step_000000007 1",)
     models = {
         Path("a"): ensemble(modality=None),
-        Path("b"): ensemble(models=other, spec=PrepareSpec(dtype="float32", quant_step=1, compression="zstd")),
+        Path("b"): ensemble(
+            models=other,
+            trained_on=frozenset({"b"}),
+            spec=PrepareSpec(dtype="float32", quant_step=1, compression="zstd"),
+        ),
     }
     monkeypatch.setattr(ensembles, "_alone", models.__getitem__)
     both = load_ensemble(list(models))
     assert both.detectors == (models[Path("a")].detectors[0], models[Path("b")].detectors[0])
     assert both.models == (*models[Path("a")].models, *other)
+    assert both.trained_on == {"a", "b"}
     assert both.modality == "CT"
     with pytest.raises(ValueError, match="no model is given"):
         load_ensemble([])
@@ -189,30 +214,79 @@ def test_tiles_of_plain_air_are_not_looked_at() -> None:
     assert not_air(image[:, 32:]) is not None
 
 
-def test_a_gpu_without_enough_memory() -> None:
-    model = Seen(torch.OutOfMemoryError("tried to allocate 80 GiB"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 80 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 GiB"),
+    ],
+)
+def test_too_little_memory(error: Exception) -> None:
+    model = Seen(error)
     looking, image = Inference(device="cpu", fast=True).resolve(), np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"cpu has too little memory; a smaller --tile-batch may help .tried to"):
+    with pytest.raises(ValueError, match=r"cpu has too little memory; a smaller --tile-batch may help .*tried to"):
         looking.collect(ensemble(detectors=(model,), patch_zyx=(2, 2, 2)), image, pool=10)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        looking.collect(ensemble(detectors=(Seen(RuntimeError("a mistake")),), patch_zyx=(2, 2, 2)), image, pool=10)
+
+
+def test_too_little_memory_in_truth() -> None:
+    with pytest.raises(RuntimeError, match=NO_HOST_MEMORY):
+        torch.empty(10**15)
 
 
 def test_merging_files(tmp_path: Path) -> None:
     path, merging = tmp_path / "merging.json", Merging(tile_iou=0.3, tile_nms="plain")
-    content = {"schema": "girih-merging/1", "merging": dataclasses.asdict(merging)}
-    path.write_text(json.dumps(content))
-    assert read_merging(path) == merging
+    check_place(path)
+    rows = ({"parameter": "tile_iou", "value": 0.3, "score": math.nan},)
+    write_merging(path, SweepResult(merging, 0.5, 0.25, rows), {**LOOKED, "precision": "no"}, metric="AP")
+    content = json.loads(path.read_text())
+    assert list(content) == [
+        "schema",
+        "merging",
+        "metric",
+        "score",
+        "start_score",
+        "rows",
+        "models",
+        "mirror",
+        "overlap",
+    ]
+    assert content["rows"][0]["score"] is None
+    check_place(path)
+    assert read_merging(path, LOOKED) == (merging, None)
+    doubt = f"{path} is for models ['step_000000001 0'], now ['step_000000002 1']; mirror True, now False"
+    assert read_merging(path, LOOKED | {"models": ["step_000000002 1"], "mirror": False}) == (merging, doubt)
     for change, words in (
         ({"tile_iou": 2}, "tile_iou is 2, wanted"),
-        ({"colour": 2}, "'colour': 2.*, wanted an object with pool, tile_nms"),
+        ({"tile_iou": True}, "tile_iou is True, wanted"),
+        ({"pool": True}, "pool is True, wanted"),
+        ({"pool": 10**400}, r"pool is 1000+\.\.\.0+, wanted an integer"),
+        ({"min_side": 10**400}, r"min_side is 1000+\.\.\.0+, wanted a number"),
+        ({"min_side": math.inf}, "min_side is inf, wanted"),
+        ({"min_side": False}, "min_side is False, wanted"),
+        ({"score_threshold": math.nan}, "score_threshold is nan, wanted"),
+        ({"score_threshold": False}, "score_threshold is False, wanted"),
+        ({"tile_nms": [[[]]]}, r"tile_nms is \[\[\[\]\]\], wanted"),
+        ({"colour": 2}, "'colour'.*, wanted an object with pool, tile_nms"),
     ):
         path.write_text(json.dumps(content | {"merging": content["merging"] | change}))
         with pytest.raises(ValueError, match=f"merging.json: merging.*{words}"):
-            read_merging(path)
+            read_merging(path, LOOKED)
+    path.write_text(json.dumps(content | {"merging": 1}))
+    with pytest.raises(ValueError, match="merging is a int, wanted an object"):
+        read_merging(path, LOOKED)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"merging.json: not JSON: maximum recursion"):
+        read_merging(path, LOOKED)
     path.write_text(json.dumps({"schema": "girih-detections/1"}))
-    with pytest.raises(ValueError, match="schema is 'girih-detections/1', wanted 'girih-merging/1'"):
-        read_merging(path)
+    for call in (check_place, partial(read_merging, looked=LOOKED)):
+        with pytest.raises(ValueError, match="schema is 'girih-detections/1', wanted 'girih-merging/1'"):
+            call(path)
     with pytest.raises(ValueError, match=r"has no other.json"):
-        read_merging(tmp_path / "other.json")
+        read_merging(tmp_path / "other.json", LOOKED)
+    with pytest.raises(ValueError, match=r"--out is .*merging.txt, wanted the name of a file that ends in .json"):
+        check_place(tmp_path / "merging.txt")
 
 
 def candidates(n: int, seed: int) -> Candidates:
@@ -227,21 +301,20 @@ def candidates(n: int, seed: int) -> Candidates:
 
 @pytest.mark.parametrize("lengths", [[3, 0, 2], [0], [0, 0], [5]])
 def test_candidates_come_back_to_the_bit(lengths: list[int], tmp_path: Path) -> None:
-    folder = CandidateFolder(tmp_path / "candidates")
+    folder = CandidateFolder(tmp_path / "candidates", {"a": (4, 5, 6)})
     folder.begin({"pool": 10})
     written = [candidates(n, k) for k, n in enumerate(lengths)]
     assert not folder.holds("a", 7)
     folder.write("a", 7, written)
     assert folder.holds("a", 7)
     assert not folder.holds("a", 8)  # found in other data
-    cases = RawCases(folder, {"a": (4, 5, 6)})
-    assert (list(cases), len(cases), cases["a"]["shape_zyx"]) == (["a"], 1, (4, 5, 6))
-    for one, other in zip(cases["a"]["candidates"], written, strict=True):
+    assert (list(folder), len(folder), folder["a"]["shape_zyx"]) == (["a"], 1, (4, 5, 6))
+    for one, other in zip(folder["a"]["candidates"], written, strict=True):
         assert all(one[key].equal(other[key]) and one[key].dtype == other[key].dtype for key in other)
 
 
 def test_candidates_of_others_and_damaged_ones(tmp_path: Path) -> None:
-    folder = CandidateFolder(tmp_path / "candidates")
+    folder = CandidateFolder(tmp_path / "candidates", {"a": (4, 5, 6)})
     folder.begin({"pool": 10})
     folder.begin({"pool": 10})
     with pytest.raises(ValueError, match=r"candidates.json: pool is 10, now 11: pass another --out"):
@@ -251,7 +324,7 @@ def test_candidates_of_others_and_damaged_ones(tmp_path: Path) -> None:
     for damaged in (b"", content[: len(content) // 2], b"not a zip file", content.replace(b"boxes.npy", b"foxes.npy")):
         (folder.path / "a.npz").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"a.npz: cannot be read, remove it"):
-            folder.read("a")
+            folder["a"]
     np.savez(folder.path / "a.npz", checksum=np.array([{}], object))  # a pickle, which is not opened
     with pytest.raises(ValueError, match=r"a.npz: cannot be read"):
         folder.holds("a", 7)
@@ -266,17 +339,17 @@ def test_case_by_case(capsys: pytest.CaptureFixture[str]) -> None:
         return None if scan.case_id == "done" else f"{scan.open()[0]} boxes"
 
     scans = [
-        Scan("gone", read),
-        Scan("[red]good[/red]", lambda: (3, {})),
-        Scan("done", read),
-        Scan("unfit", read, "has 2 channels, the model takes 1"),
-        Scan("large", lambda: (_ for _ in ()).throw(MemoryError("64 GiB"))),
+        Scan("gone", read, str),
+        Scan("[red]good[/red]", lambda: (3, {}), str),
+        Scan("done", read, str),
+        Scan("unfit", read, str, "has 2 channels, the model takes 1"),
+        Scan("large", lambda: (_ for _ in ()).throw(MemoryError("64 GiB")), str),
     ]
     failed = case_by_case(scans, work, quiet=True)
     assert failed == {
         "gone": "FileNotFoundError: [Errno 2] No such file or directory: 'scan.nii'",
         "unfit": "has 2 channels, the model takes 1",
-        "large": "MemoryError: 64 GiB",
+        "large": "too little memory: 64 GiB",
     }
     said = capsys.readouterr().err
     assert "[red]good[/red]: 3 boxes (0.0 s)" in said
@@ -287,5 +360,12 @@ def test_case_by_case(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         refuse_failures(failed, len(scans))
     refuse_failures({}, 5)
+    for n, words in ((1, "^the only case failed:\n  case0: why$"), (2, "^all 2 cases failed:\n  case0")):
+        with pytest.raises(ValueError, match=words):
+            refuse_failures({f"case{k}": "why" for k in range(n)}, n)
+    with pytest.raises(ValueError, match=r"^no table$"):
+        refuse_failures({}, 5, "no table")
+    with pytest.raises(ValueError, match=r"a: why\nno table$"):
+        refuse_failures({"a": "why"}, 5, "no table")
     with pytest.raises(ValueError, match=r"case19: why\n  and 3 more$"):
         refuse_failures({f"case{n}": "why" for n in range(LISTED + 3)}, 99)

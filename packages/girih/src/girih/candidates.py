@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from girih.atomic import remove_stale, write_bytes, write_json
-from girih.runs import read_json
+from girih.runs import refuse_another
 from girih_detectors.inference import Candidates, RawCase
 
 COLUMNS: tuple[Literal["boxes"], Literal["scores"], Literal["labels"], Literal["weights"]] = (
@@ -21,11 +21,12 @@ COLUMNS: tuple[Literal["boxes"], Literal["scores"], Literal["labels"], Literal["
 )
 
 
-class CandidateFolder:
-    """Candidates of cases, each with the checksum of the data that they were found in."""
+class CandidateFolder(Mapping[str, RawCase]):
+    """Candidates of cases, each with the checksum of the data that they were found in; read when they are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, int, int]]) -> None:
+        """Say where the folder is, and how many voxels (z, y, x) each case has."""
+        self.path, self.shapes = path, shapes
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Make the folder, or go on with one that the same models have begun in the same way.
@@ -35,10 +36,7 @@ class CandidateFolder:
         """
         beside, wanted = self.path / "candidates.json", {"schema": "girih-candidates/1", **record}
         if beside.exists():
-            found = read_json(beside, "girih-candidates", "a folder of candidates")
-            for name, value in wanted.items():
-                if found.get(name) != value:
-                    raise ValueError(f"{beside}: {name} is {found.get(name)!r}, now {value!r}: pass another --out")
+            refuse_another(beside, wanted, "a folder of candidates")
         self.path.mkdir(parents=True, exist_ok=True)
         remove_stale(self.path)
         write_json(beside, wanted)
@@ -53,13 +51,13 @@ class CandidateFolder:
 
     def write(self, case_id: str, checksum: int, sets: Sequence[Candidates]) -> None:
         """Keep the candidates of a case: one set per model and mirroring."""
-        columns = {name: torch.cat([one[name] for one in sets]).numpy() for name in COLUMNS}
+        columns: dict[str, Any] = {name: torch.cat([one[name] for one in sets]).numpy() for name in COLUMNS}
         lengths, content = np.array([len(one["scores"]) for one in sets]), io.BytesIO()
-        np.savez(content, allow_pickle=False, lengths=lengths, checksum=np.array(checksum), **columns)
+        np.savez(content, lengths=lengths, checksum=np.array(checksum), **columns)
         write_bytes(self._file(case_id), content.getvalue())
 
-    def read(self, case_id: str) -> list[Candidates]:
-        """Return the candidates of a case.
+    def __getitem__(self, case_id: str) -> RawCase:
+        """Read the candidates of a case.
 
         Raises:
             ValueError: the file is missing or damaged.
@@ -67,10 +65,17 @@ class CandidateFolder:
         found = self._load(case_id, "lengths", *COLUMNS)
         ends = np.cumsum(found["lengths"])[:-1]
         parts = [map(torch.from_numpy, np.split(found[name], ends)) for name in COLUMNS]
-        return [
+        sets = [
             Candidates(boxes=boxes, scores=scores, labels=labels, weights=weights)
             for boxes, scores, labels, weights in zip(*parts, strict=True)
         ]
+        return RawCase(shape_zyx=self.shapes[case_id], candidates=sets)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
     def _file(self, case_id: str) -> Path:
         return self.path / f"{case_id}.npz"
@@ -82,24 +87,3 @@ class CandidateFolder:
                 return {name: file[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: cannot be read, remove it to have it made again: {error}") from error
-
-
-class RawCases(Mapping[str, RawCase]):
-    """The cases of a folder of candidates, read when they are asked for.
-
-    Attributes:
-        shapes: case id -> voxels (z, y, x) of the volume.
-    """
-
-    def __init__(self, folder: CandidateFolder, shapes: Mapping[str, tuple[int, int, int]]) -> None:
-        self.folder, self.shapes = folder, shapes
-
-    def __getitem__(self, case_id: str) -> RawCase:
-        """Read one case."""
-        return RawCase(shape_zyx=self.shapes[case_id], candidates=self.folder.read(case_id))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from girih.scans import Scan
 
@@ -15,7 +16,7 @@ LISTED = 20
 
 
 def case_by_case(scans: Sequence[Scan], work: Callable[[Scan, OnTiles], str | None], *, quiet: bool) -> dict[str, str]:
-    """Call `work` for every case, and return case id -> reason of those for which it raised ValueError.
+    """Call `work` for every case, and return case id -> reason of those that failed: ValueError, or too little memory.
 
     Args:
         scans: the cases.
@@ -26,25 +27,33 @@ def case_by_case(scans: Sequence[Scan], work: Callable[[Scan, OnTiles], str | No
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=quiet) as progress:
-        cases, tiles = progress.add_task("cases", total=len(scans)), progress.add_task("tiles", total=None)
+        cases = progress.add_task("cases", total=len(scans))
         for scan in scans:
-            began = time.monotonic()
-            progress.reset(tiles, description=f"tiles of {scan.case_id}", total=None)
+            began, tiles = time.monotonic(), progress.add_task(f"tiles of {scan.case_id}", total=None)
             try:
-                said = work(scan, lambda done, total: progress.update(tiles, completed=done, total=total))
-            except ValueError as error:
-                failed[scan.case_id] = str(error)
-                said = f"failed: {error}"
+                said = work(scan, partial(_show, progress, tiles))
+            except (ValueError, MemoryError) as error:
+                failed[scan.case_id] = f"too little memory: {error}" if isinstance(error, MemoryError) else str(error)
+                said = f"failed: {failed[scan.case_id]}"
+            progress.remove_task(tiles)
             if said is not None:
                 console.print(f"{scan.case_id}: {said} ({time.monotonic() - began:.1f} s)")
             progress.advance(cases)
     return failed
 
 
-def refuse_failures(failed: Mapping[str, str], total: int) -> None:
-    """Raise ValueError with the list of failures, if there are any."""
+def refuse_failures(failed: Mapping[str, str], total: int, *others: str) -> None:
+    """Raise ValueError with the list of failed cases, and other problems, if there are any."""
+    lines = []
     if failed:
-        lines = [f"{len(failed)} of {total} cases failed, the others are done:"]
-        lines += [f"{case_id}: {why}" for case_id, why in list(failed.items())[:LISTED]]
-        lines += [f"and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
-        raise ValueError("\n  ".join(lines))
+        lines.append(f"{len(failed)} of {total} cases failed, the others are done:")
+        if len(failed) == total:
+            lines = ["the only case failed:" if total == 1 else f"all {total} cases failed:"]
+        lines += [f"  {case_id}: {why}" for case_id, why in list(failed.items())[:LISTED]]
+        lines += [f"  and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
+    if lines := [*lines, *others]:
+        raise ValueError("\n".join(lines))
+
+
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)

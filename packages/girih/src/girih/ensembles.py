@@ -1,17 +1,21 @@
 """Trained detectors that predict together, and what they expect of a scan."""
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import girih_data3d
 from girih.checkpoints import latest_checkpoint, load_model
 from girih.networks import make_detector
-from girih.plans import Plan, plan_from_json
+from girih.plans import plan_from_json
 from girih.runs import RunFolder, config_sha256
-from girih_detectors import Detector, RetinaUNet
+from girih_detectors import Detector
 
 STORAGE = ("dtype", "quant_step", "compression")
 """Fields of a preparation that say how a dataset lies on disk, not what a network sees of it."""
@@ -29,16 +33,19 @@ class Ensemble:
     spec: girih_data3d.PrepareSpec
     """How their training data were prepared."""
     patch_zyx: tuple[int, int, int]
-    models: tuple[dict[str, str], ...]
-    """Of each: hash of the run's settings, name of the checkpoint."""
+    models: tuple[str, ...]
+    """Of each the name of its checkpoint, and a hash of its settings and weights: other boxes, another name."""
+    trained_on: frozenset[str]
+    """Hashes of the datasets that they have learnt from, see `girih.batches.survey`."""
 
 
 def load_ensemble(runs: Sequence[Path]) -> Ensemble:
     """Return the detectors of fine-tuning runs, in the order of the runs.
 
     Raises:
-        ValueError: no run, one that cannot be loaded, or one that differs from the first in classes, channels,
-            modality, preparation or patch; run and field are named.
+        ValueError: no run; one that is not of fine-tuning, has no checkpoint yet, lacks a setting, or whose weights do
+            not fit its plan; or one that differs from the first in classes, channels, modality, preparation or patch.
+            Run and field are named.
     """
     if not runs:
         raise ValueError("no model is given, wanted the folder of at least one fine-tuning run")
@@ -54,39 +61,8 @@ def load_ensemble(runs: Sequence[Path]) -> Ensemble:
         detectors=tuple(one.detectors[0] for one in loaded),
         modality=next((one.modality for one in loaded if one.modality is not None), None),
         models=tuple(one.models[0] for one in loaded),
+        trained_on=frozenset().union(*(one.trained_on for one in loaded)),
     )
-
-
-def load_detector(run: Path) -> tuple[RetinaUNet, Plan, dict[str, Any], str]:
-    """Return the detector of a fine-tuning run, its plan, the run's config, and the checkpoint of its weights.
-
-    These are the newest, or their moving average if the run keeps one.
-
-    Raises:
-        ValueError: the folder is not a fine-tuning run, has no checkpoint yet, or the checkpoint does not fit its plan.
-    """
-    folder = RunFolder(run)
-    config = folder.config
-    if config["command"] != "finetune":
-        raise ValueError(f"{run} is the run of {config['command']!r}, wanted one of 'finetune'")
-    checkpoint = latest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
-        raise ValueError(f"{run} has no finished checkpoint yet")
-    plan = plan_from_json(config["plan"], f"{run}/config.json")
-    detector = make_detector(
-        plan,
-        in_channels=config["in_channels"],
-        classes=tuple(config["classes"]),
-        segmentation=config["settings"]["segmentation"],
-        seed=0,
-        flavour=config["settings"]["flavour"],
-    )
-    try:
-        averaged = config["settings"]["recipe"].get("ema_decay", 0) > 0
-        detector.load_state_dict(load_model(checkpoint, averaged=averaged))
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint}: does not fit the plan in {run}/config.json: {error}") from error
-    return detector, plan, config, checkpoint.name
 
 
 def preparation_differences(
@@ -99,16 +75,62 @@ def preparation_differences(
 
 
 def _alone(run: Path) -> Ensemble:
-    detector, plan, config, checkpoint = load_detector(run)
+    """Return the detector of a run with its newest weights, or their moving average if the run keeps one."""
+    folder, where = RunFolder(run), f"{run}/config.json"
+    config = folder.config
+    if (command := _field(config, where, "command")) != "finetune":
+        raise ValueError(f"{run} is the run of {command!r}, wanted one of 'finetune'")
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    if checkpoint is None:
+        raise ValueError(f"{run} has no finished checkpoint yet")
+    plan = plan_from_json(_field(config, where, "plan"), where)
+    detector = make_detector(
+        plan,
+        in_channels=_field(config, where, "in_channels"),
+        classes=tuple(_field(config, where, "classes")),
+        segmentation=_field(config, where, "settings", "segmentation"),
+        seed=0,
+        flavour=_field(config, where, "settings", "flavour"),
+    )
+    recipe = _field(config, where, "settings", "recipe")
+    weights = load_model(checkpoint, averaged=recipe.get("ema_decay", 0) > 0)
+    try:
+        detector.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: does not fit the plan in {where}: {error}") from error
+    prepare = _field(config, where, "prepare")
+    try:
+        spec = girih_data3d.PrepareSpec.from_json(prepare)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: prepare: {error}") from error
     return Ensemble(
         detectors=(detector,),
         classes=detector.classes,
         in_channels=config["in_channels"],
         modality=config.get("modality"),
-        spec=girih_data3d.PrepareSpec.from_json(config["prepare"]),
+        spec=spec,
         patch_zyx=plan.patch_zyx,
-        models=({"config_sha256": config_sha256(config), "checkpoint": checkpoint},),
+        models=(f"{checkpoint.name} {_hash(config_sha256(config), weights)}",),
+        trained_on=frozenset([_field(config, where, "dataset_sha256")]),
     )
+
+
+def _field(config: Mapping[str, Any], where: str, *names: str) -> Any:
+    found: Any = config
+    for name in names:
+        if not isinstance(found, Mapping) or name not in found:
+            raise ValueError(f"{where}: {'.'.join(names)} is missing")
+        found = found[name]
+    return found
+
+
+def _hash(settings: str, weights: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits that differ for other settings or other weights."""
+    digest = hashlib.sha256(settings.encode())
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _differences(found: Ensemble, wanted: Ensemble) -> list[tuple[str, Any, Any]]:

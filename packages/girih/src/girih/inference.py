@@ -1,28 +1,25 @@
-"""How detectors look at a scan: tiles, mirrors, device, precision; and how what they find is merged."""
+"""How detectors look at a scan: tiles, mirrors, device, precision."""
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool
 
+from girih.air import not_air
 from girih.ensembles import Ensemble
 from girih.recipes import require
-from girih.runs import read_json
-from girih_detectors.inference import Candidates, Merging, collect
+from girih_detectors.inference import Candidates, collect
 
 OVERLAP = 0.5
 FAST_OVERLAP = 0.25
 VOXELS_AT_ONCE = 128**3
 """Of a batch of tiles, unless one alone has more: activations of ResEncL then take 1.5 GiB in full precision."""
 TILES_AT_ONCE = 8
-CORNER = 32
-"""Edge in voxels of the corner of a scan that says whether air is one number there; a chunk of a prepared dataset."""
+NO_HOST_MEMORY = "can't allocate memory"
+"""What torch says, in a plain RuntimeError, where the host's memory ends."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -93,7 +90,7 @@ class Looking:
         """Return the raw boxes of every model and mirroring in an image (c, z, y, x); tiles of plain air are left out.
 
         Raises:
-            ValueError: the image is not as the models want it, cannot be read, the output is not finite, or the GPU has
+            ValueError: the image is not as the models want it, cannot be read, the output is not finite, or there is
                 too little memory.
         """
         try:
@@ -110,7 +107,9 @@ class Looking:
                     pool=pool,
                     progress=progress,
                 )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and NO_HOST_MEMORY not in str(error):
+                raise
             raise ValueError(
                 f"{self.device} has too little memory; a smaller --tile-batch may help ({error})"
             ) from error
@@ -120,51 +119,9 @@ class Looking:
         return torch.autocast(self.device.type, dtype=DTYPES.get(self.precision), enabled=on)
 
 
-def not_air(image: Any) -> "NotAir | None":
-    """Return where an image (c, z, y, x) is not air; None if air is not one number in its corner, but noise.
-
-    Where a window of intensities, a mask or a scanner has made air or padding one number, whole tiles hold nothing
-    else, and nothing can be found in them.
-    """
-    mask = NotAir(image)
-    z, y, x = (slice(0, min(CORNER, side)) for side in mask.shape)
-    return None if mask[z, y, x].any() else mask
-
-
-class NotAir:
-    """The voxels (z, y, x) of an image that differ from its first one, in any channel."""
-
-    def __init__(self, image: Any) -> None:
-        self._image = image
-        self._channels, *shape = image.shape
-        self.shape = tuple(shape)
-        self._air = image[0 : self._channels, 0:1, 0:1, 0:1]
-
-    def __getitem__(self, window: tuple[slice, slice, slice]) -> Bool[np.ndarray, "z y x"]:
-        """Return the voxels of three in-bounds slices."""
-        found: np.ndarray = (self._image[(slice(0, self._channels), *window)] != self._air).any(axis=0)
-        return found
-
-
 def tiles_at_once(patch_zyx: tuple[int, int, int]) -> int:
     """Return how many tiles make a batch, if nobody says."""
     return max(1, min(TILES_AT_ONCE, VOXELS_AT_ONCE // math.prod(patch_zyx)))
-
-
-def read_merging(path: Path) -> Merging:
-    """Return the merging in a file that `girih sweep` wrote.
-
-    Raises:
-        ValueError: no such file, or a field of it is missing, unknown or out of range.
-    """
-    found = read_json(path, "girih-merging", "where `girih sweep` has been").get("merging")
-    known = [field.name for field in fields(Merging)]
-    if not isinstance(found, dict) or set(found) != set(known):
-        raise ValueError(f"{path}: merging is {found!r}, wanted an object with {', '.join(known)}")
-    try:
-        return Merging(**found)
-    except ValueError as error:
-        raise ValueError(f"{path}: merging: {error}") from error
 
 
 def _has_bf16(device: torch.device) -> bool:

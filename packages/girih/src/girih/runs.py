@@ -142,12 +142,24 @@ def read_json(path: Path, schema: str, what: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is not {what}: it has no {path.name}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
     found = content.get("schema") if isinstance(content, dict) else None
     if found != f"{schema}/{SCHEMA}":
         raise ValueError(f"{path}: schema is {found!r}, wanted '{schema}/{SCHEMA}'")
     return dict(content)
+
+
+def refuse_another(path: Path, wanted: Mapping[str, Any], what: str) -> None:
+    """Check that the record in `path` says what is wanted, so that what lies with it may be added to.
+
+    Raises:
+        ValueError: it does not, or is no such record; the field is named.
+    """
+    found = read_json(path, str(wanted["schema"]).partition("/")[0], what)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(f"{path}: {name} is {found.get(name)!r}, now {value!r}: pass another --out")
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

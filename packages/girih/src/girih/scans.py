@@ -1,5 +1,7 @@
 """The scans that a detector is to look at: cases of a prepared dataset, or files that are prepared on the way."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,8 @@ class Scan:
 
     case_id: str
     read: Callable[[], Opened]
+    source: Callable[[], str]
+    """Gives a checksum of what `read` reads, to tell whether it has changed. Raises ValueError as `open` does."""
     problem: str | None = None
     """Why the models cannot take it, as far as can be said without reading it."""
 
@@ -26,18 +30,20 @@ class Scan:
         """Return the image and how it lies in its source.
 
         Raises:
-            ValueError: it cannot be read, is too large for the memory, or the models cannot take it.
+            ValueError: it cannot be read, or the models cannot take it.
         """
         if self.problem is not None:
             raise ValueError(self.problem)
         try:
             return self.read()
-        except (OSError, MemoryError) as error:
+        except OSError as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def find_scans(data: Path, ensemble: Ensemble) -> list[Scan]:
+def find_scans(data: Path, ensemble: Ensemble) -> tuple[list[Scan], tuple[str, ...]]:
     """Return the cases in `data`: a prepared dataset, a scan, a folder of scans, or one with a dataset.json.
+
+    Beside them stand the names of what lies in a folder of scans and is none.
 
     Raises:
         ValueError: nothing to be read there, or a dataset that was prepared otherwise than the models' training data.
@@ -46,15 +52,18 @@ def find_scans(data: Path, ensemble: Ensemble) -> list[Scan]:
         store = open_store(data, ensemble)
         if not len(store):
             raise ValueError(f"{data} holds no prepared case")
-        return cases_of(store, ensemble)
-    return [
+        return cases_of(store, ensemble), ()
+    dataset = girih_data3d.read_manifest(data)
+    scans = [
         Scan(
             source.case_id,
             partial(_from_files, source, ensemble.spec),
+            partial(_hash, source),
             _problem(ensemble, len(source.images), source.modality),
         )
-        for source in girih_data3d.read_manifest(data).sources
+        for source in dataset.sources
     ]
+    return scans, dataset.passed_over
 
 
 def open_store(data: Path, ensemble: Ensemble) -> girih_data3d.Store:
@@ -72,8 +81,11 @@ def open_store(data: Path, ensemble: Ensemble) -> girih_data3d.Store:
 def cases_of(store: girih_data3d.Store, ensemble: Ensemble) -> list[Scan]:
     """Return the cases of a prepared dataset."""
     index = store.index
-    rows = zip(index.case_ids, index.channels.tolist(), index.modalities, strict=True)
-    return [Scan(name, partial(_from_store, store, name), _problem(ensemble, *known)) for name, *known in rows]
+    rows = zip(index.case_ids, index.contents.tolist(), index.channels.tolist(), index.modalities, strict=True)
+    return [
+        Scan(name, partial(_from_store, store, name), partial(str, f"crc32c:{crc:08x}"), _problem(ensemble, *known))
+        for name, crc, *known in rows
+    ]
 
 
 def _problem(ensemble: Ensemble, channels: int, modality: str | None) -> str | None:
@@ -92,3 +104,10 @@ def _from_store(store: girih_data3d.Store, case_id: str) -> Opened:
 def _from_files(source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec) -> Opened:
     image, prepared = girih_data3d.prepare_scan(girih_data3d.read_source(source), spec)
     return image.values, prepared
+
+
+def _hash(source: girih_data3d.CaseSource) -> str:
+    """Hash of a case's image files and of the frame that is taken of them."""
+    origin = girih_data3d.origin_of(girih_data3d.CaseSource(source.case_id, source.images, frame=source.frame))
+    content = json.dumps([[image["sha256"] for image in origin["images"]], origin["frame"]])
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"

@@ -1,6 +1,6 @@
 """From the boxes of tiles, mirrors and models to the boxes of a volume."""
 
-import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict, get_args
@@ -14,6 +14,8 @@ from ..ops.clustering import check_weighted, weighted_box_clustering
 from ..ops.nms import class_nms, weighted_nms
 
 TileNms = Literal["weighted", "plain"]
+LARGEST = 2**31 - 1
+"""Of the numbers in `Merging`; an index or a side of a volume is never greater."""
 
 
 class Candidates(TypedDict):
@@ -69,20 +71,28 @@ class Merging:
     def __post_init__(self) -> None:
         for name in ("pool", "max_detections"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, wanted an integer of 1 or more")
+            if not _is_number(value) or isinstance(value, float) or not 1 <= value <= LARGEST:
+                raise ValueError(f"{name} is {_short(value)}, wanted an integer of 1 or more, at most {LARGEST}")
         for name in ("tile_iou", "ensemble_iou"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}, wanted a number in 0..1")
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {_short(value)}, wanted a number in 0..1")
         for name in ("score_threshold", "ensemble_score_threshold"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"{name} is {value!r}, wanted a number of at least 0 and less than 1")
-        if not isinstance(self.min_side, (int, float)) or not 0 < self.min_side < math.inf:
-            raise ValueError(f"min_side is {self.min_side!r}, wanted a number greater than 0")
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {_short(value)}, wanted a number of at least 0 and less than 1")
+        if not _is_number(self.min_side) or not 0 < self.min_side <= LARGEST:
+            raise ValueError(f"min_side is {_short(self.min_side)}, wanted a number greater than 0, at most {LARGEST}")
         if self.tile_nms not in get_args(TileNms):
-            raise ValueError(f"tile_nms is {self.tile_nms!r}, wanted one of {', '.join(get_args(TileNms))}")
+            raise ValueError(f"tile_nms is {_short(self.tile_nms)}, wanted one of {', '.join(get_args(TileNms))}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    return reprlib.repr(value)
 
 
 MERGING = Merging()

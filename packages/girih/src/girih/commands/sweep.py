@@ -1,7 +1,6 @@
 """`girih sweep`: how the boxes of a detector are best merged, found on labelled cases that it was not trained on."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,14 @@ from tyro.conf import OmitArgPrefixes
 
 import girih_data3d
 import girih_metrics
-from girih.atomic import write_json
-from girih.candidates import CandidateFolder, RawCases
+from girih.batches import survey
+from girih.candidates import CandidateFolder
 from girih.casewise import OnTiles, case_by_case, refuse_failures
 from girih.ensembles import load_ensemble
 from girih.inference import Inference
+from girih.merging_file import check_place, write_merging
 from girih.scans import Scan, cases_of, open_store
+from girih.shares import refuse_shares
 from girih_detectors import Detections
 from girih_detectors.inference import Merging, SweepResult, restore, sweep
 
@@ -31,33 +32,41 @@ IOUS = girih_metrics.iou_range(0.1, 0.5, 0.05)
 class Sweep:
     """Search how the boxes of a detector are best merged; `girih predict --merging` takes the result.
 
-    The networks look at every case once, and what they find is kept, so that a second call or one after a kill goes on.
-    Then the settings of merging are tried one after the other, as nnDetection searches its empirical parameters. The
-    score is the mean AP over IoU 0.1, 0.15, ... 0.5.
+    The networks look at every case once, and what they find is kept: a second call, or one after a kill, goes on from
+    there. Then one setting of merging after the other is tried, as nnDetection does. The score is the AP, averaged over
+    IoU 0.1, 0.15, ... 0.5.
     """
 
     model: tuple[Path, ...]
-    """The folder of a fine-tuning run; several are an ensemble, as in `girih predict`."""
+    """Folder of a fine-tuning run. Several predict together, as in `girih predict`."""
     data: Path
-    """A labelled dataset made by `girih prepare`, of cases that the models were not trained on."""
+    """A labelled dataset made by `girih prepare`. Its cases have to be others than those of the training."""
     out: Path
-    """The JSON file to write. What the networks find goes into the folder of this name with .candidates for .json."""
+    """The .json file to write. What the networks find goes into a folder of the same name, ending in .candidates."""
     inference: OmitArgPrefixes[Inference] = field(default_factory=Inference)
 
     def run(self) -> None:
         """Look at every case, try every setting, write the best and print them all.
 
         Raises:
-            ValueError: models and data cannot be read or do not fit each other, there is no object to find, a case is
+            ValueError: this is one of several processes, --out is another file, models and data cannot be read or do
+                not fit each other, the models were trained on these data, there is no object to find, a case is
                 unlabelled or failed, or the folder of candidates is of other models or settings.
             OSError: a file cannot be written.
         """
+        refuse_shares("girih sweep")
+        check_place(self.out)
         looking = self.inference.resolve()
         ensemble = load_ensemble(self.model)
         store = open_store(self.data, ensemble)
+        if survey(store).sha256 in ensemble.trained_on:
+            raise ValueError(
+                f"{self.data} is what a model was trained on, where it finds more than elsewhere: choose other cases"
+            )
         truths = read_truths(store, ensemble.classes)
         checksums = dict(zip(store.case_ids, store.index.contents.tolist(), strict=True))
-        folder, start = CandidateFolder(self.out.with_name(f"{self.out.stem}.candidates")), Merging()
+        shapes = {name: (z, y, x) for name, (z, y, x) in zip(store.case_ids, store.index.shapes.tolist(), strict=True)}
+        folder, start = CandidateFolder(self.out.with_suffix(".candidates"), shapes), Merging()
         record = {"models": list(ensemble.models), **looking.record}
         folder.begin({**record, "pool": start.pool})
 
@@ -71,28 +80,15 @@ class Sweep:
 
         scans = cases_of(store, ensemble)
         refuse_failures(case_by_case(scans, work, quiet=False), len(scans))
-        shapes = {name: (z, y, x) for name, (z, y, x) in zip(store.case_ids, store.index.shapes.tolist(), strict=True)}
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("settings", total=None)
             result = sweep(
-                RawCases(folder, shapes),
+                folder,
                 score_of(store, truths),
                 start=start,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
             )
-        write_json(
-            self.out,
-            {
-                "schema": "girih-merging/1",
-                "merging": dataclasses.asdict(result.merging),
-                "score": _number(result.score),
-                "start_score": _number(result.start_score),
-                "metric": f"AP, mean over IoU {', '.join(map(str, IOUS))}",
-                "n_images": len(truths),
-                "rows": [{**row, "score": _number(row["score"])} for row in result.rows],
-                **record,
-            },
-        )
+        write_merging(self.out, result, record, metric=f"AP, mean over IoU {', '.join(map(str, IOUS))}")
         show(result)
 
 
@@ -156,7 +152,3 @@ def _case(
 
 def _boxes(rows: list[list[float]]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, 6)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -11,6 +11,7 @@ from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float16
@@ -222,7 +223,7 @@ def _consensus(annotations: tuple[int, ...], contours: list[_Contour], scan: _Sc
 
 def _save(nodules: list[Nodule], table: Path) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
-    columns = {
+    columns: dict[str, Any] = {
         "scan": np.array([nodule.scan for nodule in nodules]),
         "patient_id": np.array([nodule.patient_id for nodule in nodules], dtype="U32"),
         "annotations": np.concatenate([nodule.annotations for nodule in nodules]),
@@ -233,7 +234,7 @@ def _save(nodules: list[Nodule], table: Path) -> None:
         "signed_distance_mm": np.concatenate([nodule.signed_distance_mm.ravel() for nodule in nodules]),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **columns)
+    np.savez(buffer, **columns)
     buffer.seek(0)
     write_aside(table, buffer)
 
