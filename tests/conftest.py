@@ -1,6 +1,7 @@
 """A small labelled dataset in real files, prepared once by the program, and a plan that trains on it in seconds."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -8,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from girih.commands.finetune import Finetune
+from girih.commands.predict import Predict
 from girih.commands.prepare import Prepare
+from girih.inference import Inference
+from girih.loop import Training
 from girih.plans import load_plan
+from girih.recipes import Recipe
 
 torch.set_num_threads(2)
 
@@ -60,3 +66,35 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
     content["neck"]["kwargs"]["out_channels"] = 16
     path.write_text(json.dumps(content))
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:  # as a process of torchrun has it, and the networks are tiny
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def runs(store: Path, plan: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two detectors that have hardly learnt anything."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        Finetune(
+            data=store,
+            out=folder / f"run{seed}",
+            plan=plan,
+            recipe=Recipe(steps=1, lr=0.01, warmup_steps=0),
+            augmentation="none",
+            training=Training(seed=seed, device="cpu", workers=0),
+        ).run()
+    return [folder / f"run{seed}" for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(one_thread: None, runs: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the first detector finds in the dataset, in one process."""
+    out = tmp_path_factory.mktemp("alone") / "boxes"
+    Predict(model=(runs[0],), data=store, out=out, inference=Inference(fast=True, device="cpu")).run()
+    return out

@@ -1,13 +1,11 @@
-"""`girih predict` and `girih sweep` on real files: models, formats, processes, broken cases."""
+"""`girih predict` on real files: models, formats, processes, broken cases."""
 
-import errno
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +16,16 @@ import SimpleITK
 import torch
 from safetensors.torch import load_file, save_file
 
-import girih.atomic
 from girih.cli import main
-from girih.commands.evaluate import evaluate
-from girih.commands.finetune import Finetune
 from girih.commands.prepare import prepare
 from girih.ensembles import load_ensemble
 from girih.inference import Inference
-from girih.loop import Training
-from girih.recipes import Recipe
 from girih_data3d import PrepareSpec, Store
 from girih_detectors.inference import Merging, collect, merge, restore
 
 CPU = ("--device", "cpu")
 RECORD = ".girih/predict.json"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:  # as a process of torchrun has it, and the networks are tiny
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def runs(store: Path, plan: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two detectors that have hardly learnt anything."""
-    folder = tmp_path_factory.mktemp("runs")
-    for seed in range(2):
-        Finetune(
-            data=store,
-            out=folder / f"run{seed}",
-            plan=plan,
-            recipe=Recipe(steps=1, lr=0.01, warmup_steps=0),
-            augmentation="none",
-            training=Training(seed=seed, device="cpu", workers=0),
-        ).run()
-    return [folder / f"run{seed}" for seed in range(2)]
-
-
-@pytest.fixture(scope="module")
-def alone(runs: list[Path], store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first detector finds in the dataset, in one process."""
-    out = tmp_path_factory.mktemp("alone") / "boxes"
-    assert girih_("predict", "--model", runs[0], "--data", store, "--out", out, "--fast", *CPU) == 0
-    return out
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def girih_(*arguments: object) -> int:
@@ -154,7 +116,7 @@ def test_what_all_processes_have_to_say_is_said_once(store: Path, tmp_path: Path
     assert done.stderr.count("it has no config.json") == 1
 
 
-def write_dicom(folder: Path, image: SimpleITK.Image) -> None:
+def write_dicom(folder: Path, image: SimpleITK.Image, *, modality: str = "CT") -> None:
     folder.mkdir()
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -162,7 +124,7 @@ def write_dicom(folder: Path, image: SimpleITK.Image) -> None:
         plane = image[:, :, k]
         place = image.TransformIndexToPhysicalPoint((0, 0, k))
         for tag, value in {
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"1.2.3.{k + 1}", "0008|0060": "CT",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"1.2.3.{k + 1}", "0008|0060": modality,
             "0020|000d": "1.2.4", "0020|000e": "1.2.5", "0020|0013": str(k + 1),
             "0020|0032": "\\".join(map(str, place)), "0020|0037": "1\\0\\0\\0\\1\\0",
         }.items():  # fmt: skip
@@ -246,6 +208,9 @@ def test_what_does_not_suit_the_model_is_found_before_the_first_tile(
     for data in (mr, tmp_path / "prepared"):
         assert girih_(*arguments, "--data", data) == 2
         assert "case0: is of the modality 'MR', the model was trained on 'CT'" in said_by(capsys)
+    write_dicom(tmp_path / "series", SimpleITK.Image(20, 20, 20, SimpleITK.sitkInt16), modality="MR")
+    assert girih_(*arguments, "--data", tmp_path / "series") == 2
+    assert "series: is of the modality 'MR', the model was trained on 'CT'" in said_by(capsys)
     assert not list((tmp_path / "boxes").glob("*.json"))
 
 
@@ -274,31 +239,6 @@ def test_numbers_that_are_not_finite(
     assert not list(out.glob("*.json"))
 
 
-def test_a_full_disk_stops_everything_and_keeps_what_is_done(
-    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    out, left, sync = tmp_path / "boxes", 4, os.fsync
-
-    def fills_up(handle: int) -> None:  # the record, both files of case0, and the markups of case1 still find room
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sync(handle)
-
-    arguments = ("predict", "--model", runs[0], "--data", store, "--out", out, "--fast", *CPU)
-    with monkeypatch.context() as patched:
-        patched.setattr(girih.atomic.os, "fsync", fills_up)
-        assert girih_(*arguments) == 2
-    said = said_by(capsys)
-    assert "case 'case1'" in said
-    assert f"{out / 'case1.json'} cannot be written: No space left on device" in said
-    assert "finished cases are kept, --resume goes on" in said
-    assert sorted(contents(out)) == [RECORD, "case0.json", "slicer/case0.mrk.json", "slicer/case1.mrk.json"]
-    assert girih_(*arguments, "--resume") == 0
-    assert contents(out) == contents(alone)
-
-
 def test_a_damaged_case_of_a_dataset(
     runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,108 +252,6 @@ def test_a_damaged_case_of_a_dataset(
     assert "1 of 3 cases failed, the others are done: case0: " in said
     assert {path.stem for path in out.glob("*.json")} == {"case1", "case2"}
     assert boxes_of(out, "case2") == boxes_of(alone, "case2")
-
-
-def test_resume_keeps_cases_adds_formats_and_refuses_another_prediction(
-    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    out = shutil.copytree(alone, tmp_path / "boxes")
-    (out / "case1.json").unlink()
-    arguments = ("predict", "--data", store, "--out", out, "--resume", *CPU, "--formats", "nifti", "csv")
-    assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
-    said = said_by(capsys)
-    assert "case0: kept, nifti added" in said
-    assert f"case1: {len(boxes_of(alone, 'case1')['scores'])} boxes" in said
-    wanted = contents(alone)
-    del wanted["slicer/case1.mrk.json"]  # of a case that was made again, and this time not for 3D Slicer
-    assert wanted.items() <= contents(out).items()
-    assert not (out / "slicer" / "case1.mrk.json").exists()
-    marks = nibabel.load(out / "nifti" / "case0.nii.gz")
-    assert marks.shape == (40, 36, 32)
-    assert marks.get_fdata().max() <= 100
-    monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
-    assert girih_(*arguments, "--fast", "--model", runs[0]) == 0
-    fast = ("--model", runs[0], "--fast")
-    for other, field in (
-        (("--model", *runs, "--fast"), "models"),
-        (("--model", runs[0]), "mirror"),
-        ((*fast, "--min-score", "0.5"), "min_score"),
-        ((*fast, "--precision", "bf16"), "precision"),
-    ):
-        capsys.readouterr()
-        assert girih_(*arguments, *other) == 2
-        assert f"{RECORD}: {field} is" in said_by(capsys)
-    (out / "case1.json").unlink()
-    monkeypatch.undo()
-    table = (out / "boxes.csv").read_bytes()
-    (out / "boxes.csv").write_text("old")  # is brought up to date where it lies, also if nobody asks for it
-    assert girih_(*arguments[:-3], "--formats", "slicer", *fast) == 0
-    assert (out / "boxes.csv").read_bytes() == table
-    (out / "boxes.csv").unlink()
-    assert girih_(*arguments[:-3], "--formats", "slicer", *fast) == 0
-    assert not (out / "boxes.csv").exists()
-
-
-def test_resume_makes_again_what_is_damaged_or_of_another_scan(
-    runs: list[Path], store: Path, raw: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    scans, out, seen = tmp_path / "scans", tmp_path / "boxes", []
-    scans.mkdir()
-    for name in ("a", "b", "c"):
-        shutil.copy(raw / "case1.nii.gz", scans / f"{name}.nii.gz")
-    monkeypatch.setattr("girih.inference.collect", lambda *a, **k: seen.append("") or collect(*a, **k))
-    arguments = ("predict", "--model", runs[0], "--data", scans, "--out", out, "--fast", "--resume", *CPU)
-    assert girih_(*arguments) == 0
-    first = contents(out)
-    assert len(seen) == 3
-    assert "source" in boxes_of(out, "a")
-    shutil.copy(scans / "a.nii.gz", scans / "copy.nii.gz")  # the same content, written later
-    (scans / "copy.nii.gz").replace(scans / "a.nii.gz")
-    shutil.copy(raw / "case2.nii.gz", scans / "b.nii.gz")  # another patient, by the same name
-    (out / "c.json").write_text('{"schema": "girih-detections/1", "case')
-    moved, out = out, tmp_path / "elsewhere"  # a folder of predictions can be moved, and so can its parents
-    moved.rename(out)
-    monkeypatch.chdir(out)
-    assert girih_(*(Path() if argument == moved else argument for argument in arguments)) == 0
-    assert len(seen) == 5
-    said = said_by(capsys)
-    assert "b: " in said
-    assert "made again: the scan is another one than that of b.json" in said
-    assert "made again: c.json: not JSON" in said
-    assert {name for name, content in contents(out).items() if content != first[name]} == {
-        "b.json", "boxes.csv", "slicer/b.mrk.json",
-    }  # fmt: skip
-    assert boxes_of(out, "b")["source"] != boxes_of(out, "a")["source"] == boxes_of(out, "c")["source"]
-    shutil.copy(scans / "a.nii.gz", scans / "b.nii.gz")
-    (scans / "b.nii.gz").write_bytes((scans / "b.nii.gz").read_bytes()[:5000])
-    assert girih_(*(Path() if argument == moved else argument for argument in arguments)) == 2
-    assert not (out / "b.json").exists()  # the boxes of another scan are not left for those of this one
-
-
-def test_resume_of_a_dataset_that_was_prepared_again(
-    runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scans, out = shutil.copytree(raw, tmp_path / "raw"), tmp_path / "boxes"
-    arguments = ("predict", "--model", runs[0], "--data", tmp_path / "data", "--out", out, "--fast", "--resume", *CPU)
-    for again in (False, True):
-        prepare(scans, tmp_path / "data", PrepareSpec(), workers=0, overwrite=again)
-        assert girih_(*arguments) == 0
-        shutil.copy(scans / "case0.nii.gz", scans / "case2.nii.gz")
-    assert "case2: " in (said := said_by(capsys))
-    assert said.count("made again: the scan is another one") == 1
-
-
-def test_other_weights_of_the_same_step_are_another_model(
-    runs: list[Path], store: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, out = shutil.copytree(runs[0], tmp_path / "run"), shutil.copytree(alone, tmp_path / "boxes")
-    assert load_ensemble([run]).models == load_ensemble(runs[:1]).models
-    path = run / "checkpoints" / "step_000000001" / "model.safetensors"
-    tensors = load_file(path)
-    name = next(iter(tensors))
-    save_file(tensors | {name: tensors[name] + 1}, path)
-    assert girih_("predict", "--model", run, "--data", store, "--out", out, "--fast", "--resume", *CPU) == 2
-    assert "predict.json: models is ['step_000000001 " in said_by(capsys)
 
 
 def test_a_run_whose_settings_lack_something(
@@ -470,84 +308,6 @@ def test_half_precision_finds_the_same(runs: list[Path], store: Path, alone: Pat
     np.testing.assert_allclose(found["scores"][:5], wanted["scores"][:5], atol=0.02)
 
 
-@pytest.fixture(scope="module")
-def unseen(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another dataset than that of the training, in truth two cases of it."""
-    copy, out = shutil.copytree(raw, tmp_path_factory.mktemp("unseen") / "raw"), tmp_path_factory.mktemp("unseen")
-    manifest = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps(manifest | {"cases": manifest["cases"][1:]}))
-    prepare(copy, out, PrepareSpec(), workers=0)
-    return out
-
-
-@pytest.fixture(scope="module")
-def swept(runs: list[Path], unseen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("swept") / "merging.json"
-    assert girih_("sweep", "--model", *runs, "--data", unseen, "--out", out, "--fast", *CPU) == 0
-    return out
-
-
-def test_the_swept_merging_reaches_its_score_in_predictions(
-    swept: Path, runs: list[Path], unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = json.loads(swept.read_text())
-    assert found["score"] >= found["start_score"] > 0
-    for field, value in found["merging"].items():
-        rows = [row for row in found["rows"] if row["parameter"] == field]
-        assert not rows or value in [row["value"] for row in rows]
-    for name, merging, wanted in (("best", ("--merging", swept), "score"), ("start", (), "start_score")):
-        out = tmp_path / name
-        assert girih_("predict", "--model", *runs, "--data", unseen, "--out", out, "--fast", *CPU, *merging) == 0
-        ious = [0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
-        scores = [evaluate({"it": out}, unseen / "truth", iou=iou, draws=1)["it"]["ap"]["value"] for iou in ious]
-        assert np.mean(scores) == pytest.approx(found[wanted], abs=1e-9)
-    assert "warning" not in said_by(capsys)
-    arguments = ("--data", unseen, "--out", tmp_path / "one", "--fast", *CPU, "--merging", swept)
-    assert girih_("predict", "--model", runs[0], *arguments) == 0
-    said = said_by(capsys)
-    assert said.count("warning: ") == 1
-    assert "merging.json is for models ['step_000000001 " in said
-
-
-def test_a_second_sweep_looks_at_no_case_again(
-    swept: Path, runs: list[Path], unseen: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    shutil.copytree(swept.with_name("merging.candidates"), tmp_path / "again.candidates")
-    arguments = ("sweep", "--data", unseen, "--out", tmp_path / "again.json", "--fast", *CPU, "--model")
-    seen: list[str] = []
-    monkeypatch.setattr("girih.inference.collect", lambda *a, **k: seen.append("") or collect(*a, **k))
-    assert girih_(*arguments, *runs) == 0
-    assert not seen
-    assert (tmp_path / "again.json").read_text() == swept.read_text()
-    (tmp_path / "again.candidates" / "case1.npz").unlink()
-    assert girih_(*arguments, *runs) == 0
-    assert len(seen) == 1
-    assert (tmp_path / "again.json").read_text() == swept.read_text()
-    (tmp_path / "again.candidates" / "case2.npz").write_bytes(b"PK\x03\x04 cut")
-    capsys.readouterr()
-    assert girih_(*arguments, *runs) == 2
-    assert "case2.npz: cannot be read, remove it" in said_by(capsys)
-    assert girih_(*arguments, runs[0]) == 2
-    assert "candidates.json: models is" in said_by(capsys)
-
-
-def test_a_sweep_of_the_training_data_or_into_another_file_or_by_several_is_refused(
-    runs: list[Path], store: Path, unseen: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
-    monkeypatch.setattr("girih.inference.collect", lambda *_, **__: pytest.fail("a tile was looked at"))
-    arguments = ("sweep", "--model", runs[0], *CPU, "--data")
-    assert girih_(*arguments, store, "--out", tmp_path / "merging.json") == 2
-    assert "is what a model was trained on, where it finds more than elsewhere: choose other" in said_by(capsys)
-    (tmp_path / "precious.json").write_text("{}")
-    for name, words in (("precious.json", "schema is None"), ("merging", "wanted the name of a file that ends")):
-        assert girih_(*arguments, unseen, "--out", tmp_path / name) == 2
-        assert words in said_by(capsys)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert girih_(*arguments, unseen, "--out", tmp_path / "merging.json") == 2
-    assert "girih sweep is one process and has no shares" in said_by(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["precious.json"]
-
-
 def test_an_ensemble_of_one_model_twice_and_of_two_in_either_order(
     runs: list[Path], store: Path, alone: Path, tmp_path: Path
 ) -> None:
@@ -562,24 +322,6 @@ def test_an_ensemble_of_one_model_twice_and_of_two_in_either_order(
     one, other = boxes("ab", *runs), boxes("ba", *runs[::-1])
     np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-6)
     np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-3)
-
-
-def test_a_sweep_needs_labels(runs: list[Path], raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = shutil.copytree(raw, tmp_path / "raw")
-    manifest = json.loads((copy / "dataset.json").read_text())
-    for case in manifest["cases"]:
-        del case["instances"], case["instance_classes"]
-    (copy / "dataset.json").write_text(json.dumps(manifest))
-    prepare(copy, tmp_path / "unlabelled", PrepareSpec(), workers=0)
-    for case in manifest["cases"]:
-        case["objects"] = []
-    (copy / "dataset.json").write_text(json.dumps(manifest))
-    prepare(copy, tmp_path / "empty", PrepareSpec(), workers=0)
-    for data, words in (("unlabelled", "case 'case0' is unlabelled"), ("empty", "no case holds an object to find")):
-        out = tmp_path / "merging.json"
-        assert girih_("sweep", "--model", runs[0], "--data", tmp_path / data, "--out", out, *CPU) == 2
-        assert words in said_by(capsys)
-        assert not list(tmp_path.glob("merging*"))
 
 
 MEMORY = """

@@ -101,11 +101,11 @@ def test_nobody_waits_outside_torchrun() -> None:
 
 
 def test_a_command_without_shares() -> None:
-    refuse_shares("it", {})
-    refuse_shares("it", {"RANK": "0", "WORLD_SIZE": "1"})
+    refuse_shares({})
+    refuse_shares({"RANK": "0", "WORLD_SIZE": "1"})
     for environment in ({"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}):
-        with pytest.raises(ValueError, match="it is one process and has no shares, but the environment says"):
-            refuse_shares("it", environment)
+        with pytest.raises(ValueError, match="one process alone can do this, but the environment says"):
+            refuse_shares(environment)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def read_share(shard: str | None, environment: Mapping[str, str] = os.environ) -
     return Share(part * world + rank, parts * world, int(local) if local.isdecimal() else 0)
 
 
-def refuse_shares(command: str, environment: Mapping[str, str] = os.environ) -> None:
+def refuse_shares(environment: Mapping[str, str] = os.environ) -> None:
     """Check that this process is not one of several.
 
     Raises:
@@ -58,7 +58,7 @@ def refuse_shares(command: str, environment: Mapping[str, str] = os.environ) -> 
     """
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")):
         if (found := environment.get(name, alone)) != alone:
-            raise ValueError(f"{command} is one process and has no shares, but the environment says {name}={found}")
+            raise ValueError(f"one process alone can do this, but the environment says {name}={found}")
 
 
 @contextmanager

@@ -44,12 +44,13 @@ class Predict:
     """Folder for CASE.json, boxes.csv and a folder per further format."""
     formats: tuple[Format, ...] = ("csv", "slicer")
     """What to write beside the JSON files.
-    csv: one table of the boxes of all cases. slicer: regions of interest for 3D Slicer.
-    nifti: a volume like the scan, with each box filled with its number in the table."""
+    csv: one table of the boxes of all cases.
+    slicer: regions of interest for 3D Slicer.
+    nifti: a volume like the scan, each box filled with its number in the table."""
     min_score: float = 0.0
     """Boxes below it are left out of these formats. The JSON files have all boxes, for scoring."""
     merging: Path | None = None
-    """File written by `girih sweep`: how the boxes of tiles, mirrors and models become one. Default: as nnDetection."""
+    """File written by `girih sweep`: how boxes of tiles, mirrors and models become one. Without it: as nnDetection."""
     inference: OmitArgPrefixes[Inference] = field(default_factory=Inference)
     resume: bool = False
     """Go on in --out: keep the finished cases whose scans are the same as before, and make the others."""

@@ -54,7 +54,7 @@ class Sweep:
                 unlabelled or failed, or the folder of candidates is of other models or settings.
             OSError: a file cannot be written.
         """
-        refuse_shares("girih sweep")
+        refuse_shares()
         check_place(self.out)
         looking = self.inference.resolve()
         ensemble = load_ensemble(self.model)
