@@ -43,12 +43,12 @@ def spanning():
         ("float32", 0): (2, 5, 2, 8, 2, 1),
         ("float32", 3): (1, 7, 1, 12, 1, 4),
         ("float32", 6): (2, 3, 1, 16, 3, 1),
-        ("float64", 0): (1, 5, 2, 32, 1, 4),
-        ("float64", 3): (2, 4, 1, 8, 4, 1),
+        ("float64", 0): (1, 5, 1, 32, 1, 4),
+        ("float64", 3): (1, 4, 1, 8, 4, 1),
         ("float64", 6): (1, 6, 1, 12, 2, 3),
         ("bfloat16", 0): (1, 9, 1, 64, 4, 1),
         ("bfloat16", 3): (1, 5, 2, 16, 2, 1),
-        ("bfloat16", 6): (2, 3, 1, 32, 1, 4),
+        ("bfloat16", 6): (1, 3, 1, 32, 1, 4),
         ("float16", 0): (1, 6, 1, 12, 1, 4),
         ("float16", 3): (1, 4, 1, 64, 3, 1),
         ("float16", 6): (1, 5, 2, 8, 1, 1),
@@ -85,11 +85,17 @@ def special():
     ramp["scores"] = torch.ones(1, 40, 1, 1, 1)
     ramp["places"] = (torch.rand(1, 40, 1, 1, 1, 3) * torch.tensor([6.0, 4, 2]) + 0.5) / torch.tensor([7.0, 5, 3])
     crowd = draw(torch.float32, 0, 1, 64, 1, 8, 1, 4)
-    crowd |= {"places": torch.full_like(crowd["places"], 0.5), "gradient": torch.ones(1, 64, 8) * 1e-20}
-    crowd["scores"] = torch.ones(1, 64, 1, 1, 4) * 1e-5
-    broken = draw(torch.float32, 3, 1, 6, 1, 8, 1, 1)
+    crowd["places"] = (torch.tensor([3.1, 3.1, 2.1]) + 0.5).div(torch.tensor([7.0, 6, 5])).expand(1, 64, 1, 1, 4, 3)
+    crowd |= {"gradient": torch.ones(1, 64, 8), "scores": torch.full((1, 64, 1, 1, 4), 0.99)}
+    unlike = draw(torch.float32, 0, 3, 5, 1, 8, 1, 1)  # batch items
+    unlike["gradient"] *= torch.tensor([1e-20, 1, 1e20]).view(3, 1, 1)
+    unlike["scores"] *= torch.tensor([1e-5, 1, 1e5]).view(3, 1, 1, 1, 1)
+    huge, tiny = (draw(torch.float64, 0, 1, 5, 1, 8, 1, 1) for _ in range(2))
+    huge["gradient"] *= 1e60
+    tiny["gradient"] *= 1e-60
+    broken = draw(torch.float32, 3, 2, 6, 1, 8, 1, 1)
     broken["reference"][:], broken["places"][:], broken["gradient"][0, 2, 3] = 0.5, 0.1, torch.nan
-    blown = draw(torch.float32, 3, 1, 6, 1, 8, 1, 2)
+    blown = draw(torch.float32, 3, 2, 6, 1, 8, 1, 2)
     blown["reference"][:], blown["places"][:], blown["scores"][0, 3, 0, 0, 1] = 0.5, 0.1, torch.inf
     found = {
         "all far away": far,
@@ -101,7 +107,10 @@ def special():
         "centres": centres,
         "ramp": ramp,
         "all in one cell": crowd,
-        "in order": draw(torch.float32, 0, 1, 40, 1, 8, 2, 2),
+        "unlike items": unlike,
+        "huge gradients": huge,
+        "tiny gradients": tiny,
+        "in order": draw(torch.float32, 0, 1, 40, 1, 8, 1, 2),
         "a gradient is NaN": broken,
         "a logit is infinite": blown,
         "subsets 0": draw(torch.float32, 0, 1, 3, 1, 4, 1, 1),
@@ -118,7 +127,9 @@ COMPARABLE = {  # and how much more of a rounding error they may have
     "strided and expanded": 1,
     "a tail of queries": 1,
     "in order": 1,
-    "all in one cell": 5,  # 256 roundings in a row
+    "all in one cell": 10,  # 256 roundings in a row
+    "huge gradients": 1,
+    "tiny gradients": 1,
 }
 
 
@@ -131,20 +142,24 @@ def oracle(case):
     return out.detach(), torch.autograd.grad(out, inputs, case["gradient"].double())
 
 
-def check(found, case, scale=1.0):
-    """Everything within the dtype's tolerance of the largest number of its kind, and of the input's dtype."""
+def check(found, case, scale=1.0, limits=None, rmse=1.0):
+    """Everything within its limit of the largest number of its kind, and of the input's dtype.
+
+    The limits are of the output and of the gradients, by default the dtype's tolerance times `scale`; `rmse` is that of
+    the root mean square error over the root mean square.
+    """
     out, grads = oracle(case)
-    tolerance = TOLERANCES[case["value"].dtype] * scale
+    of_out, of_grads = limits or (TOLERANCES[case["value"].dtype] * scale,) * 2
     inputs = [case[name] for name in ("value", "reference", "places", "scores") if case[name] is not None]
-    pairs = [(found["out"], out, case["value"])]
+    rows = [(found["out"], out, case["value"], of_out)]
     for kind in ("grads", "fixed"):
-        pairs += zip(found[kind], grads, inputs, strict=True)
-    for got, want, like in pairs:
+        rows += zip(found[kind], grads, inputs, [of_grads] * len(grads), strict=True)
+    for got, want, like, limit in rows:
         assert got.dtype == like.dtype
         assert got.shape == want.shape
-        torch.testing.assert_close(
-            got.double().cpu(), want, rtol=0, atol=tolerance * max(want.abs().max().item(), 1e-30)
-        )
+        got = got.double().cpu()
+        torch.testing.assert_close(got, want, rtol=0, atol=limit * want.abs().max().item())
+        assert (got - want).norm() <= rmse * want.norm()
 
 
 LAUNCH = """
@@ -163,8 +178,9 @@ def launch(case):
     return {"out": forward(), "grads": grads, "fixed": fixed}
 
 def subsets(case):
-    every = itertools.product([False, True], repeat=3 if case["reference"] is None else 4)
-    return {needs: list(launchers(case)[1](needs=needs, deterministic=False)) for needs in every}
+    every = list(itertools.product([False, True], repeat=3 if case["reference"] is None else 4))
+    chosen = every[: len(every) // 2 + 2]  # none of the value's, and two with it
+    return {needs: list(launchers(case)[1](needs=needs, deterministic=False)) for needs in chosen}
 """
 
 

@@ -163,8 +163,14 @@ def test_padding_is_zero_after_the_projection() -> None:
     query, points, memory, shapes = inputs()
     valid = torch.rand(2, VOXELS) > 0.5
     masked = found(query, points, memory, shapes, valid)
-    memory[~valid] = torch.randn_like(memory[~valid])
-    assert torch.equal(found(query, points, memory, shapes, valid), masked)
+    memory[~valid] = torch.nan
+    memory.requires_grad_()
+    again = found(query, points, memory, shapes, valid)
+    assert torch.equal(again, masked)
+    again.sum().backward()
+    assert all(part.grad.isfinite().all() for part in (memory, *found.parameters()))
+    assert not memory.grad[~valid].any()
+    memory = memory.detach().nan_to_num()
     nothing = found(query, points, memory, shapes, torch.zeros_like(valid))
     assert torch.equal(nothing, found.output_proj.bias.expand(2, 5, 16))
     assert torch.equal(found(query, points, memory, shapes), found(query, points, memory, shapes, valid | True))
@@ -226,6 +232,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message, monkeypatch)
 def test_inputs_that_do_not_fit_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     query, points, memory, shapes = inputs()
+    valid = torch.ones(2, VOXELS, dtype=torch.bool)
     for case, message in (
         ((query[..., :8], points, memory, shapes), r"query has shape \(2, 5, 8\), wanted \(batch, queries, 16\)"),
         ((query, points, memory[:1], shapes), r"memory has shape \(1, 129, 16\), wanted \(2, voxels, 16\)"),
@@ -233,8 +240,9 @@ def test_inputs_that_do_not_fit_are_refused(monkeypatch) -> None:
         ((query, points, memory, ((3, 5, 7), (2, 3, 5))), r"value has 129 voxels, its levels .* have 135"),
         ((query, points[..., :2], memory, shapes), r"places have shape \(2, 5, 2\), wanted"),
         ((query, points[:, :4], memory, shapes), r"reference_points has shape \(2, 4, 3\), wanted \(2, 5, 3\)"),
-        ((query, points.bfloat16(), memory, shapes), "reference_points is torch.bfloat16, wanted float32"),
-        ((query, points, memory, shapes, torch.ones(2, 5).bool()), r"valid has shape \(2, 5\), wanted \(2, 129\)"),
+        ((query, points.bfloat16(), memory, shapes), "reference_points is torch.bfloat16, wanted torch.float32"),
+        ((query, points, memory, shapes, valid[:, :5]), r"of shape \(2, 5\), wanted torch.bool of shape \(2, 129\)"),
+        ((query, points, memory, shapes, valid.float()), "valid is torch.float32 of shape .*, wanted torch.bool"),
     ):
         with pytest.raises(ValueError, match=message):
             layer()(*case)

@@ -109,8 +109,21 @@ def test_the_deterministic_gradient_does_not_depend_on_the_order_of_the_queries(
 @needs_triton
 @pytest.mark.parametrize("name", ["a gradient is NaN", "a logit is infinite"])
 def test_the_deterministic_gradient_is_nan_where_the_other_would_be(name, interpreted) -> None:
-    assert interpreted[name]["grads"][0].isnan().any()
-    assert interpreted[name]["fixed"][0].isnan().all()
+    found = interpreted[name]
+    assert found["grads"][0][0].isnan().any()
+    assert found["fixed"][0][0].isnan().all()
+    for kind in ("grads", "fixed"):  # and nowhere in the other item
+        assert found[kind][0][1].isfinite().all()
+        assert found[kind][0][1].any()
+
+
+@needs_triton
+def test_every_batch_item_has_a_scale_of_its_own(interpreted) -> None:
+    case, found = SPECIAL["unlike items"], interpreted["unlike items"]
+    _, (of_value, *_) = oracle(case)
+    for kind in ("grads", "fixed"):
+        for got, want in zip(found[kind][0].double(), of_value, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
 
 
 @needs_triton
@@ -127,7 +140,7 @@ def test_nothing_gives_nothing(name, interpreted) -> None:
 @pytest.mark.parametrize("form", [0, 6])
 def test_gradients_that_are_not_needed_are_none_and_the_others_stay(form, interpreted) -> None:
     found = interpreted[f"subsets {form}"]
-    assert len(found["subsets"]) == (8 if form == 0 else 16)
+    assert len(found["subsets"]) == (6 if form == 0 else 10)
     for needs, grads in found["subsets"].items():
         for wanted, got, want in zip(needs, grads, found["grads"], strict=True):
             assert torch.equal(got, want) if wanted else got is None

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from girih_detectors import class_nms
-from girih_detectors.ops import nms
+from girih_detectors.ops import backends
 
 TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not TRITON, reason=f"Triton is not installed (platform {sys.platform})")
@@ -187,7 +187,7 @@ def test_kernels_compile_without_spills_or_fused_rounding(capability, plain) -> 
 
 @needs_triton
 def test_explicit_triton_does_not_fall_back_on_the_cpu(plain) -> None:
-    assert "wants boxes on a CUDA device, these are on cpu" in plain[-1]
+    assert "'triton' of nms wants tensors on a CUDA device, these are on cpu" in plain[-1]
 
 
 @needs_triton
@@ -209,16 +209,16 @@ def no_triton(request, monkeypatch, tmp_path):
     if request.param == "not installed":
         monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "girih_detectors.ops.nms_triton", raising=False)
-    nms._warn_once.cache_clear()
+    backends._warn_once.cache_clear()
 
 
 @pytest.mark.usefixtures("no_triton")
 def test_without_triton_auto_says_so_once_and_triton_fails() -> None:
-    assert not nms._runs_on_triton("auto", torch.device("cpu"))
+    assert backends.triton_module("nms_triton", "auto", torch.device("cpu")) is None
     with pytest.warns(UserWarning, match=r"pip install 'girih-detectors\[triton\]'"):
-        assert not nms._runs_on_triton("auto", torch.device("cuda"))
-    assert not nms._runs_on_triton("auto", torch.device("cuda"))  # a second warning would be an error
-    with pytest.raises(ImportError, match="the Triton NMS cannot be had"):
+        assert backends.triton_module("nms_triton", "auto", torch.device("cuda")) is None
+    assert backends.triton_module("nms_triton", "auto", torch.device("cuda")) is None  # a second warning is an error
+    with pytest.raises(ImportError, match="Triton for nms cannot be had"):
         class_nms(*crowd(2, 4.0), 0.1, backend="triton")
     assert len(class_nms(*crowd(2, 4.0), 0.1)) > 0
 

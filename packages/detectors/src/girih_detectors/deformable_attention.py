@@ -95,7 +95,7 @@ class DeformableAttention3D(nn.Module):
                 whole patch, 0 and 1 its faces; float32 under autocast too.
             memory: the levels' voxels behind each other, each level row by row in z, y, x.
             spatial_shapes: (D, H, W) of each level.
-            valid: False where memory is padding, which counts as zero.
+            valid: False where memory is padding, which counts as zero after the projection, whatever it holds.
 
         Raises:
             ValueError: shapes, types or devices that do not fit.
@@ -106,13 +106,16 @@ class DeformableAttention3D(nn.Module):
             raise ValueError(f"memory has shape {tuple(memory.shape)}, wanted ({query.shape[0]}, voxels, {self.dim})")
         if len(spatial_shapes) != self.levels:
             raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, the layer has {self.levels}")
-        if valid is not None and valid.shape != memory.shape[:2]:
-            raise ValueError(f"valid has shape {tuple(valid.shape)}, wanted {tuple(memory.shape[:2])}")
+        if valid is not None and (valid.shape != memory.shape[:2] or valid.dtype != torch.bool):
+            found = f"{valid.dtype} of shape {tuple(valid.shape)}"
+            raise ValueError(f"valid is {found}, wanted torch.bool of shape {tuple(memory.shape[:2])}")
+        if valid is not None:
+            memory = memory.masked_fill(~valid[..., None], 0.0)  # times zero a NaN would stay one, in the gradients too
         value = self.value_proj(memory)
         if valid is not None:
             value = value.masked_fill(~valid[..., None], 0.0)
         rows = (*query.shape[:2], self.heads, self.levels, self.points)
-        found = fused_deformable_attention(
+        attended = fused_deformable_attention(
             value.view(*memory.shape[:2], self.heads, self.dim // self.heads),
             spatial_shapes,
             zyx_to_grid(reference_points_zyx),
@@ -120,7 +123,7 @@ class DeformableAttention3D(nn.Module):
             self.attention_weights(query).view(rows),
             backend=self.backend,
         )
-        out: Tensor = self.output_proj(found)
+        out: Tensor = self.output_proj(attended)
         return out
 
     def extra_repr(self) -> str:

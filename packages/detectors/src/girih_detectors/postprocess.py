@@ -10,8 +10,9 @@ from .anchors import AnchorGrid, Triple
 from .coder import decode
 from .interfaces import Detections
 from .lowest import lowest
+from .ops.backends import BACKENDS, Backend
 from .ops.boxes import clip, wider_than
-from .ops.nms import BACKENDS, Backend, class_nms
+from .ops.nms import class_nms
 
 
 @dataclass(frozen=True)

@@ -46,4 +46,4 @@ def triton_module(name: str, backend: str, device: torch.device) -> ModuleType |
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=1)  # no level names the caller: an operator is called by the dispatcher

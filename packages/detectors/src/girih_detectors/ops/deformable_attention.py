@@ -19,6 +19,7 @@ from . import deformable_attention_torch
 from .backends import Backend, check_backend, triton_module
 
 VALUE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MOST_CELLS = 2**24  # of a level along an axis
 
 
 def deformable_attention(
@@ -32,13 +33,19 @@ def deformable_attention(
     """Return for every query and head the weighted sum of values at its locations, in the type of `value`.
 
     A value between voxel centres is trilinear, one outside its level is zero. A location with a NaN or an infinity adds
-    exactly zero and has zero gradients. Sums are float32 (float64 for float64). Under autocast value and weights take
-    its type. With `torch.use_deterministic_algorithms(True)` the gradients are the same to the bit in every run on a
-    device; where that cannot be had (CUDA without Triton) torch raises.
+    exactly zero and has zero gradients, as long as values, weights and the gradient that comes in are finite. Sums are
+    float32 (float64 for float64). Under autocast value and weights take its type.
+
+    With `torch.use_deterministic_algorithms(True)` the gradients are the same to the bit in every run on a device;
+    where that cannot be had (CUDA without Triton) torch raises. Triton then adds up the value's gradient in steps, for
+    each batch item: about 2^-60 of (largest incoming gradient) * (largest weight) * queries * points, and never less
+    than 1.2e-38 (2.2e-308 for float64). So what is below float32's smallest normal number is lost, and what is a
+    thousand times as large keeps three digits. If one of these two, or their product, is not finite, the gradient of
+    that item's values is NaN as a whole.
 
     Args:
         value: float32, bfloat16, float16 or float64; the levels behind each other, each row by row in z, y, x.
-        spatial_shapes: (D, H, W) of each level in voxels, plain integers.
+        spatial_shapes: (D, H, W) of each level in voxels, plain integers up to 2^24.
         sampling_locations: **(x, y, z)**, 0 and 1 are the outer faces of the level (the last axis is turned against
             boxes, `zyx_to_grid` does it); float32 always, float64 only with float64 values.
         attention_weights: any numbers, in the type of `value`.
@@ -57,7 +64,7 @@ def deformable_attention(
     _check_shape("sampling_locations", sampling_locations, (batch, None, heads, levels, None, 3))
     _check_shape("attention_weights", attention_weights, sampling_locations.shape[:-1])
     sampling_locations = _check_places(value, "sampling_locations", sampling_locations)
-    _check_like(value, attention_weights=attention_weights)
+    _check_type("attention_weights", attention_weights, value, value.dtype)
     out: Tensor = _attend(value, extents, sampling_locations, attention_weights, backend)
     return out
 
@@ -81,7 +88,8 @@ def fused_deformable_attention(
         spatial_shapes: as in `deformable_attention`.
         reference_points: **(x, y, z)** or **(x, y, z, dx, dy, dz)** in [0, 1]; float32 always, float64 only with
             float64 values.
-        offsets: (x, y, z), in the type of `value`.
+        offsets: (x, y, z), in float32 or the type of `value`; autocast leaves them as they are. 16 bits round an offset
+            to 1/256 (bfloat16) or 1/2048 (float16) of itself at most: 4 voxels to 1/64 or 1/512 of a voxel.
         logits: in the type of `value`; -infinity is a weight of zero.
         backend: as in `deformable_attention`.
 
@@ -90,7 +98,7 @@ def fused_deformable_attention(
         ImportError: backend "triton" without Triton.
     """
     check_backend(backend)
-    value, offsets, logits = _autocast(value, offsets, logits)
+    value, logits = _autocast(value, logits)
     extents = _check_levels(value, spatial_shapes)
     batch, _, heads, _ = value.shape
     _check_shape("offsets", offsets, (batch, None, heads, len(spatial_shapes), None, 3))
@@ -98,15 +106,15 @@ def fused_deformable_attention(
     entries = 6 if reference_points.shape[-1:] == (6,) else 3
     _check_shape("reference_points", reference_points, (*offsets.shape[:2], entries))
     reference_points = _check_places(value, "reference_points", reference_points)
-    _check_like(value, offsets=offsets, logits=logits)
+    _check_type("offsets", offsets, value, torch.float32, value.dtype)
+    _check_type("logits", logits, value, value.dtype)
     out: Tensor = _attend_fused(value, extents, reference_points, offsets, logits, backend)
     return out
 
 
 @torch.library.custom_op("girih_detectors::deformable_attention", mutates_args=())
 def _attend(value: Tensor, extents: Sequence[int], locations: Tensor, weights: Tensor, backend: str) -> Tensor:
-    parts = [part.contiguous() for part in (value, locations, weights)]
-    out: Tensor = _launchers(backend, value).forward(parts[0], _shapes(extents), *parts[1:])
+    out: Tensor = _launchers(backend, value).forward(value, _shapes(extents), locations, weights)
     return out.contiguous()
 
 
@@ -120,11 +128,8 @@ def _attend_backward(
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    parts = [part.contiguous() for part in (gradient, value, locations, weights)]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    found = _launchers(backend, value).backward(
-        *parts[:2], _shapes(extents), *parts[2:], needs=tuple(needs), deterministic=deterministic
-    )
+    settings = {"needs": tuple(needs), "deterministic": torch.are_deterministic_algorithms_enabled()}
+    found = _launchers(backend, value).backward(gradient, value, _shapes(extents), locations, weights, **settings)
     return [part.contiguous() for part in found if part is not None]
 
 
@@ -132,8 +137,7 @@ def _attend_backward(
 def _attend_fused(
     value: Tensor, extents: Sequence[int], points: Tensor, offsets: Tensor, logits: Tensor, backend: str
 ) -> Tensor:
-    parts = [part.contiguous() for part in (value, points, offsets, logits)]
-    out: Tensor = _launchers(backend, value).fused_forward(parts[0], _shapes(extents), *parts[1:])
+    out: Tensor = _launchers(backend, value).fused_forward(value, _shapes(extents), points, offsets, logits)
     return out.contiguous()
 
 
@@ -148,10 +152,9 @@ def _attend_fused_backward(
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    parts = [part.contiguous() for part in (gradient, value, points, offsets, logits)]
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    settings = {"needs": tuple(needs), "deterministic": torch.are_deterministic_algorithms_enabled()}
     found = _launchers(backend, value).fused_backward(
-        *parts[:2], _shapes(extents), *parts[2:], needs=tuple(needs), deterministic=deterministic
+        gradient, value, _shapes(extents), points, offsets, logits, **settings
     )
     return [part.contiguous() for part in found if part is not None]
 
@@ -224,14 +227,23 @@ def _check_levels(value: Tensor, spatial_shapes: Any) -> list[int]:
         raise ValueError(f"value has shape {tuple(value.shape)}, wanted (batch, voxels, heads, channels)")
     if value.dtype not in VALUE_TYPES:
         raise ValueError(f"value is {value.dtype}, wanted one of {', '.join(map(str, VALUE_TYPES))}")
-    if isinstance(spatial_shapes, Tensor):
-        raise ValueError("spatial_shapes is a tensor, wanted a sequence of (D, H, W) integers: it is read on the host")
-    if len(spatial_shapes) == 0 or any(len(shape) != 3 or min(shape) < 1 for shape in spatial_shapes):
-        raise ValueError(f"spatial_shapes is {spatial_shapes}, wanted one (D, H, W) or more, each at least 1")
+    if 0 in value.shape[2:]:
+        raise ValueError(f"value has shape {tuple(value.shape)}, wanted one head and one channel or more")
+    if isinstance(spatial_shapes, Tensor) or not all(map(_is_extents, spatial_shapes)) or len(spatial_shapes) == 0:
+        raise ValueError(
+            f"spatial_shapes is {spatial_shapes}, wanted one (D, H, W) or more, each of plain integers from 1 to 2^24: "
+            "they are read on the host"
+        )
     voxels = sum(d * h * w for d, h, w in spatial_shapes)
     if voxels != value.shape[1]:
         raise ValueError(f"value has {value.shape[1]} voxels, its levels {spatial_shapes} have {voxels}")
     return [extent for shape in spatial_shapes for extent in shape]
+
+
+def _is_extents(shape: Any) -> bool:
+    """A level's (D, H, W); the kernels are told of it in float32, which counts to 2^24."""
+    known = isinstance(shape, Sequence) and len(shape) == 3
+    return known and all(isinstance(n, (int, torch.SymInt)) and 1 <= n <= MOST_CELLS for n in shape)
 
 
 def _check_shape(name: str, tensor: Tensor, wanted: Sequence[int | None]) -> None:
@@ -240,27 +252,21 @@ def _check_shape(name: str, tensor: Tensor, wanted: Sequence[int | None]) -> Non
     if not fits or any(w is not None and n != w for n, w in zip(tensor.shape, wanted, strict=True)):
         sizes = ", ".join("any" if size is None else str(size) for size in wanted)
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted ({sizes})")
+    if 0 in tensor.shape[2:]:  # batch items and queries may be none
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted one point or more")
 
 
 def _check_places(value: Tensor, name: str, tensor: Tensor) -> Tensor:
     """The tensor, float64 for float64 values."""
     wanted = (torch.float32, torch.float64) if value.dtype == torch.float64 else (torch.float32,)
+    why = ": 16 bits cannot tell neighbouring voxels apart, autocast leaves it alone too"
+    _check_type(name, tensor, value, *wanted, why=why if tensor.itemsize == 2 else "")
+    return tensor if tensor.dtype == wanted[-1] else tensor.to(wanted[-1])  # `to` would be a node of an exported graph
+
+
+def _check_type(name: str, tensor: Tensor, value: Tensor, *wanted: torch.dtype, why: str = "") -> None:
     if tensor.dtype not in wanted:
-        raise ValueError(
-            f"{name} is {tensor.dtype}, wanted float32 (float64 only with float64 values; value is {value.dtype}): "
-            "16 bits cannot tell neighbouring voxels apart, autocast leaves it alone too"
-        )
-    _check_device(value, name, tensor)
-    return tensor if tensor.dtype == wanted[-1] else tensor.to(wanted[-1])
-
-
-def _check_like(value: Tensor, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype != value.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, wanted {value.dtype}, which value is")
-        _check_device(value, name, tensor)
-
-
-def _check_device(value: Tensor, name: str, tensor: Tensor) -> None:
+        types = " or ".join(map(str, dict.fromkeys(wanted)))
+        raise ValueError(f"{name} is {tensor.dtype}, wanted {types}, as value is {value.dtype}{why}")
     if tensor.device != value.device:
         raise ValueError(f"{name} is on {tensor.device}, wanted {value.device}, where value is")

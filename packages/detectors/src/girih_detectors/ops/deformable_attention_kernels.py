@@ -147,7 +147,8 @@ def attend_backward(
 ):  # fmt: skip
     """Gradients of a tile of queries of one head; None are not computed, those but `grad_value` come together.
 
-    `grad_value` is added to; its unit is 1, or 1 / `scale` where that is not None. `grad_reference` is one per head.
+    `grad_value` is added to; its unit is 1, or 1 / `scale` of the batch item where that is not None. `grad_reference`
+    is one per head.
     `columns` are the levels * points, padded to a power of two that holds a reference point.
     """
     batch, head, query, mask = _program(queries, heads, tile)
@@ -161,7 +162,7 @@ def attend_backward(
     if grad_value is not None:
         grad_value += (batch * cells * heads + head) * channels
     if scale is not None:
-        unit = _read(scale, True, real)
+        unit = _read(scale + batch, True, real)
     if form != 0:
         reference += query * form
         top, norm = _softmax(scores, mask, levels * points, real)

@@ -63,8 +63,7 @@ def fused_deformable_attention_reference(
     """
     wide = wide_dtype(value)
     locations = sampling_locations(reference_points.to(wide), offsets.to(wide), spatial_shapes)
-    weights = logits.to(wide).flatten(-2).softmax(-1).view_as(logits)
-    return deformable_attention_reference(value, spatial_shapes, locations, weights)
+    return deformable_attention_reference(value, spatial_shapes, locations, softmax(logits, wide))
 
 
 def sampling_locations(
@@ -95,6 +94,11 @@ def centre_and_step(
     # filled on the device: a tensor made of a list would be copied there, and the host would wait
     voxels = [boxes.new_full((1,), 1 / extent) for shape in spatial_shapes for extent in reversed(shape)]
     return boxes, torch.cat(voxels).view(-1, 1, 3)
+
+
+def softmax(logits: Float[Tensor, "b q h l p"], dtype: torch.dtype) -> Float[Tensor, "b q h l p"]:
+    """Return the weights of all levels and points of a head, in `dtype`."""
+    return logits.to(dtype).flatten(-2).softmax(-1).view_as(logits)
 
 
 def wide_dtype(value: Tensor) -> torch.dtype:

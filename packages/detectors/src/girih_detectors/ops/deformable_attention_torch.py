@@ -16,6 +16,7 @@ from .deformable_attention_reference import (
     grid,
     planes,
     sample,
+    softmax,
     wide_dtype,
 )
 
@@ -46,7 +47,7 @@ def backward(
     batch, _, heads, channels = value.shape
     wide = wide_dtype(value)
     queries = grad_output.shape[1]
-    by_head = grad_output.to(wide).view(batch, queries, heads, channels)
+    by_head = grad_output.to(wide).reshape(batch, queries, heads, channels)
     gradient = by_head.permute(0, 2, 3, 1).reshape(batch * heads, channels, queries, 1)
     inputs = (value, sampling_locations, attention_weights)
     of_value, of_locations, of_weights = (
@@ -84,8 +85,9 @@ def fused_forward(
     logits: Tensor,
 ) -> Tensor:
     """Return (b, q, h * c); the arguments are those of `fused_backward`."""
-    centre, step = centre_and_step(reference_points.to(wide_dtype(value)), spatial_shapes, offsets.shape[-2])
-    return forward(value, spatial_shapes, centre + offsets * step, _softmax(logits, wide_dtype(value)))
+    wide = wide_dtype(value)
+    centre, step = centre_and_step(reference_points.to(wide), spatial_shapes, offsets.shape[-2])
+    return forward(value, spatial_shapes, centre + offsets * step, softmax(logits, wide))
 
 
 def fused_backward(
@@ -114,7 +116,7 @@ def fused_backward(
     wide = wide_dtype(value)
     points, moved = reference_points.to(wide), offsets.to(wide)
     centre, step = centre_and_step(points, spatial_shapes, offsets.shape[-2])
-    locations, weights = centre + moved * step, _softmax(logits, wide)
+    locations, weights = centre + moved * step, softmax(logits, wide)
     of_value, of_locations, of_weights = backward(
         grad_output,
         value,
@@ -138,8 +140,3 @@ def fused_backward(
         if needs[2]:
             of_offsets = torch.where(finite, of_locations * step, 0.0).to(offsets.dtype)
     return of_value, of_points, of_offsets, of_logits
-
-
-def _softmax(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Over levels and points."""
-    return logits.to(dtype).flatten(-2).softmax(-1).view_as(logits)

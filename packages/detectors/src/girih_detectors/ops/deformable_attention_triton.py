@@ -7,7 +7,8 @@ Fused, they take offsets and logits for locations and weights. The softmax and t
 in the backward pass again, so that nothing but the inputs is kept between the two.
 
 Deterministic, the gradient of the values is added up in int64, in multiples of a power of two found on the device from
-the largest gradient and weight, such that no sum can overflow: sums of integers do not depend on their order.
+the largest gradient and weight of the batch item, such that no sum can overflow: sums of integers do not depend on
+their order.
 """
 
 # mypy: disable-error-code="import-untyped, import-not-found"
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .deformable_attention_kernels import attend, attend_backward
+from .deformable_attention_reference import wide_dtype
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # what the kernels' decorators obeyed, as it was at this import
 
@@ -37,13 +39,17 @@ class Config(NamedTuple):
     """Of a thread, at most. Without a limit the assembler spills a few to fit one more block on a multiprocessor."""
 
 
-CONFIGS = {  # by kernel and bytes of the numbers it moves; sm_80 and sm_90 compile all of it without spilling
+# By kernel and bytes of the numbers it reads. Up to 4 levels of 4 points and 64 channels a head all of it compiles for
+# sm_80 and sm_90 without spilling; of 4 levels of 8 points the fused gradients spill (seen: float32, and float64 with 8
+# channels), and more than 32 points a head were not looked at.
+CONFIGS = {
     ("forward", 2): Config(32, 1, 4),
     ("forward", 4): Config(16, 1, 4),
     ("forward", 8): Config(16, 1, 4),
     ("backward", 4): Config(16, 2, 8),
-    ("backward", 8): Config(16, 2, 8),
-    ("deterministic", 8): Config(16, 2, 8),
+    ("backward", 8): Config(8, 2, 8, registers=255),
+    ("deterministic", 4): Config(16, 2, 8),
+    ("deterministic", 8): Config(8, 2, 8, registers=255),
 }
 
 
@@ -52,8 +58,9 @@ def settings(
 ) -> dict[str, Any]:
     """Return the constants and options that "forward", "backward" or "deterministic" is compiled with."""
     wide = value_dtype == torch.float64
-    width = {"forward": value_dtype.itemsize, "backward": 8 if wide else 4, "deterministic": 8}[kernel]
-    config = CONFIGS[kernel, width]
+    size = value_dtype.itemsize if kernel == "forward" or wide else 4
+    config = CONFIGS[kernel, size]
+    width = 8 if kernel == "deterministic" else size  # of a number that is moved most
     lanes = triton.next_power_of_2(channels)
     tile = max(1, min(config.queries, config.most_warps * 32 * 16 // width // lanes))
     found = {
@@ -111,8 +118,8 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of value, locations and weights, each in its input's dtype, None where `needs` says so.
 
-    Deterministic, the gradient of the value is the same to the bit in every run and for every order of the queries;
-    all of it is NaN where a gradient or a weight is not finite.
+    Deterministic, the gradient of the value is the same to the bit in every run and for every order of the queries. A
+    batch item's is NaN as a whole where one of its gradients or weights, or the product of the largest, is not finite.
     """
     of_value, _, *others = _launch_backward(
         grad_output, value, spatial_shapes, None, sampling_locations, attention_weights,
@@ -167,7 +174,7 @@ def _launch_backward(
     of_others: bool,
     deterministic: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    real = _real(value)
+    real = wide_dtype(value)
     grad_value = grad_reference = grad_places = grad_scores = scale = None
     if of_value:
         grad_value = torch.zeros_like(
@@ -179,7 +186,8 @@ def _launch_backward(
             grad_reference = reference.new_empty((*places.shape[:3], reference.shape[-1]), dtype=real)
     if grad_output.numel() > 0 and (of_value or of_others):
         if of_value and deterministic:
-            weights = scores if reference is None else scores.to(real).flatten(-2).softmax(-1)
+            # a softmax is at most 1, and NaN if the largest of its logits is not finite
+            weights = scores if reference is None else scores.amax((-1, -2)) * 0 + 1
             hits = places.shape[1] * places.shape[4]  # a point has eight cells, so it hits none twice
             scale = _scale(grad_output, weights, hits, real)
         grads = (grad_value, grad_places, grad_scores, grad_reference)
@@ -188,7 +196,7 @@ def _launch_backward(
         _launch(attend_backward, kernel, (*grads, *map(_contiguous, inputs), scale), value, shapes, reference, places)
     if grad_value is not None:
         if scale is not None:
-            grad_value = grad_value.to(real) / scale
+            grad_value = grad_value.to(real).div_(scale[:, None, None, None])
         grad_value = grad_value.to(value.dtype)
     if grad_reference is not None and reference is not None:
         grad_reference = grad_reference.sum(2).to(reference.dtype)  # over the heads
@@ -214,17 +222,16 @@ def _launch(
         kernel[grid](*pointers, sizes, queries, cells, **found)
 
 
-def _scale(gradient: Tensor, weights: Tensor, hits: int, real: torch.dtype) -> Float[Tensor, ""]:
-    """Largest power of two with which `hits` products of a gradient and a weight stay below 2^62; NaN if one is not."""
-    largest = torch.stack([torch.linalg.vector_norm(part, torch.inf, dtype=real) for part in (gradient, weights)])
-    exponent = torch.frexp(largest).exponent.sum()
-    power = (62 - hits.bit_length() - exponent).clamp(-126, 126)  # float32 holds it and its inverse
+def _scale(gradient: Tensor, weights: Tensor, hits: int, real: torch.dtype) -> Float[Tensor, " b"]:
+    """Of each item the largest power of two with which `hits` products stay below 2^62; NaN if one is not finite."""
+    largest = torch.stack(
+        [torch.linalg.vector_norm(part.flatten(1), torch.inf, 1, dtype=real) for part in (gradient, weights)]
+    )
+    exponent = torch.frexp(largest).exponent.sum(0)
+    most = 1022 if real == torch.float64 else 126  # `real` holds the power and its inverse
+    power = (62 - hits.bit_length() - exponent).clamp(-most, most)
     scale = ((power + 1023) << 52).view(torch.float64).to(real)
-    return torch.where(torch.isfinite(largest.prod()), scale, torch.nan)
-
-
-def _real(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.where(torch.isfinite(largest.prod(0)), scale, torch.nan)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

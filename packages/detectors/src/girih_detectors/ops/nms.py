@@ -4,22 +4,16 @@ Both decide by the same float32 numbers, IoU = shared / max(volume_a + volume_b 
 to nearest, as `boxes.iou` does. So the kept boxes agree to the bit, whatever the backend, the device or the block size.
 """
 
-import functools
-import warnings
-from typing import Literal, get_args
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
+from .backends import Backend, check_backend, triton_module
 from .boxes import TINY, volume
 
 BLOCK = 128  # boxes resolved at once; larger blocks waste comparisons, smaller ones wait for Python
 COLUMNS = 1024  # compared with a block at once on the CPU: three float32 arrays of 128 x 1024 stay in its cache
-
-Backend = Literal["auto", "triton", "torch"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 @torch.no_grad()
@@ -67,17 +61,16 @@ def class_nms(
             f"{len(boxes)} boxes, scores {tuple(scores.shape)} and labels {tuple(labels.shape)}; "
             "wanted (n,), as many of each"
         )
-    on_triton = _runs_on_triton(backend, boxes.device)
+    check_backend(backend)
+    kernels = triton_module("nms_triton", backend, boxes.device)
     # torch sorts NaN before all numbers
     order = scores.masked_fill(scores.isnan(), -torch.inf).argsort(descending=True, stable=True)
     corners = boxes[order].to(torch.float32).T.contiguous()  # (n, 6) -> (6, n): each coordinate in one piece
     threshold = float(np.float32(iou_threshold))
-    if on_triton:
-        from .nms_triton import greedy_stays  # imports triton
-
-        ranks = greedy_stays(corners, labels[order].to(torch.int64), threshold).nonzero()[:, 0][:max_keep]
-    else:
+    if kernels is None:
         ranks = _greedy(corners, labels[order], threshold, max_keep)
+    else:
+        ranks = kernels.greedy_stays(corners, labels[order].to(torch.int64), threshold).nonzero()[:, 0][:max_keep]
     return order[ranks]
 
 
@@ -120,32 +113,6 @@ def suppressor(
         some = fallen[start : start + BLOCK]
         row[some] = _suppresses(table, labels, kept, some, threshold).to(torch.uint8).argmax(0)  # the first of equals
     return row
-
-
-def _runs_on_triton(backend: str, device: torch.device) -> bool:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, wanted one of {', '.join(BACKENDS)}")
-    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
-        return False
-    try:
-        from .nms_triton import INTERPRETED
-    except ImportError as error:
-        missing = f"the Triton NMS cannot be had: {error}; pip install 'girih-detectors[triton]' (Linux) brings it"
-        if backend == "triton":
-            raise ImportError(missing, name=error.name) from error
-        _warn_once(f"{missing}. Until then plain torch does it")
-        return False
-    if device.type != "cuda" and not INTERPRETED:
-        raise ValueError(
-            f"backend 'triton' wants boxes on a CUDA device, these are on {device}; "
-            "on the CPU its kernels run only with TRITON_INTERPRET=1 in the environment from the start"
-        )
-    return True
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
 
 
 def _greedy(
