@@ -23,6 +23,11 @@ def test_files_of_a_case(prepared: d3.Store) -> None:
     assert [f for f in files if "/c/" in f] == shards
 
 
+def test_a_prepared_dataset_is_told_from_a_folder_of_scans(prepared: d3.Store, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    assert [d3.Store.is_at(folder) for folder in (prepared.root, source, tmp_path)] == [True, False, False]
+
+
 def test_contents(prepared: d3.Store) -> None:
     assert prepared.case_ids == ("case0", "case1", "free")
     assert (prepared.name, prepared.classes, len(prepared)) == ("toy", ("small", "large"), 3)

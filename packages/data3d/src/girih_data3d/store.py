@@ -63,6 +63,12 @@ class Store:
         files = OpenFiles(mapped=io == "mmap")
         return cls(root, record["name"], tuple(record["classes"]), spec_of(record, str(root)), index, files)
 
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Return whether a folder's dataset.json is a prepared dataset's, and not the manifest of a folder of scans."""
+        record = folder / RECORD
+        return record.is_file() and b'"spec_hash"' in record.read_bytes()
+
     @property
     def case_ids(self) -> tuple[str, ...]:
         """Sorted; as found on opening."""

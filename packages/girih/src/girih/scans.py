@@ -48,7 +48,7 @@ def find_scans(data: Path, ensemble: Ensemble) -> tuple[list[Scan], tuple[str, .
     Raises:
         ValueError: nothing to be read there, or a dataset that was prepared otherwise than the models' training data.
     """
-    if (data / "cases").is_dir():
+    if girih_data3d.Store.is_at(data):
         store = open_store(data, ensemble)
         if not len(store):
             raise ValueError(f"{data} holds no prepared case")

@@ -43,7 +43,7 @@ def open_volumes(data: Path, *, modality: str | None = None) -> Mapping[str, Cal
     Raises:
         ValueError: nothing of that kind is there.
     """
-    if _is_prepared(data):
+    if girih_data3d.Store.is_at(data):
         store = girih_data3d.Store.open(data)
         return {case_id: partial(_prepared, store, case_id, modality) for case_id in store.case_ids}
     sources = girih_data3d.read_manifest(data).sources
@@ -75,12 +75,6 @@ def volume_of(case: girih_data3d.Case, modality: str | None = None) -> Volume:
         hounsfield=hounsfield,
         read=read,
     )
-
-
-def _is_prepared(data: Path) -> bool:
-    """Whether the folder's dataset.json is what `girih prepare` writes, and not the list of a folder of scans."""
-    record = data / "dataset.json"
-    return record.is_file() and b'"spec_hash"' in record.read_bytes()
 
 
 def _is_ct(modality: str | None) -> bool:
