@@ -45,7 +45,7 @@ class Config(NamedTuple):
 CONFIGS = {
     ("forward", 2): Config(32, 1, 4),
     ("forward", 4): Config(16, 1, 4),
-    ("forward", 8): Config(16, 1, 4),
+    ("forward", 8): Config(16, 1, 4, registers=168),
     ("backward", 4): Config(16, 2, 8),
     ("backward", 8): Config(8, 2, 8, registers=255),
     ("deterministic", 4): Config(16, 2, 8),
