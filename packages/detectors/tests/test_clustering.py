@@ -5,12 +5,14 @@ import runpy
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from girih_detectors import class_nms, weighted_box_clustering
+from girih_detectors.ops.clustering import check_weighted
 
 DEFINITIONS = runpy.run_path(str(Path(__file__).with_name("definitions.py")))
 crowd, definition = DEFINITIONS["crowd"], DEFINITIONS["weighted_clusters"]
@@ -216,3 +218,9 @@ def test_bad_input_is_refused(changes, message) -> None:
     plain = inspect.unwrap(weighted_box_clustering)  # run-time type checks would speak first
     with pytest.raises(ValueError, match=message):
         plain(**(given | {"iou_threshold": 0.5, "expected": 2} | changes))
+
+
+def test_arrays_are_refused() -> None:
+    columns = (np.zeros((1, 6)), np.ones(1), np.zeros(1, int), np.ones(1))
+    with pytest.raises(ValueError, match="boxes are ndarray, wanted a tensor"):
+        inspect.unwrap(check_weighted)(*columns)

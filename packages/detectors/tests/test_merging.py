@@ -222,6 +222,8 @@ def test_nothing_found_and_nobody_asked() -> None:
     assert (found["boxes"].dtype, found["scores"].dtype, found["labels"].dtype) == (np.float32, np.float32, np.int64)
     with pytest.raises(ValueError, match="no candidates to merge, wanted one set"):
         merge([], SHAPE)
+    with pytest.raises(ValueError, match=r"shape_zyx is \(1, 20, 24, 28\), wanted the voxels along"):
+        inspect.unwrap(merge)([candidates([])], (1, *SHAPE))
 
 
 def test_starts_as_nndetection_and_survives_json() -> None:

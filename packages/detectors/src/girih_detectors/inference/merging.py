@@ -106,8 +106,10 @@ def merge(candidates: Sequence[Candidates], shape_zyx: tuple[int, int, int], mer
 
     Raises:
         ValueError: no candidates at all: wanted one set, maybe an empty one, per model and mirroring; a set that is not
-            as `Candidates` says, named with its row.
+            as `Candidates` says, named with its row; another number of sides than three.
     """
+    if len(shape_zyx) != 3:
+        raise ValueError(f"shape_zyx is {tuple(shape_zyx)}, wanted the voxels along (z, y, x)")
     check_sets(candidates)
     return merge_sets([merge_tiles(one, shape_zyx, merging) for one in candidates], merging)
 

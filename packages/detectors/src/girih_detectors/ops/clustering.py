@@ -87,6 +87,9 @@ def check_weighted(boxes: Tensor, scores: Tensor, labels: Tensor, weights: Tenso
         ValueError: boxes that are not (n, 6) or other columns that are not (n,), another kind of numbers, or a row with
             a number that is not finite, a negative side, a negative score or a weight that is not greater than 0.
     """
+    for name, column in {"boxes": boxes, "scores": scores, "labels": labels, "weights": weights}.items():
+        if not isinstance(column, Tensor):
+            raise ValueError(f"{name} are {type(column).__name__}, wanted a tensor")
     n = len(boxes)
     columns = {"boxes": (boxes, (n, 6)), "scores": (scores, (n,)), "labels": (labels, (n,)), "weights": (weights, (n,))}
     for name, (column, shape) in columns.items():

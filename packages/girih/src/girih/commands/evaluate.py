@@ -139,6 +139,7 @@ def show(scores: Mapping[str, Scores]) -> None:
             table.add_row(f"{name} minus {other}", _shown(difference["ap"]), _shown(difference["froc"]))
     console = Console()
     console.print(table)
+    console.print("FROC: mean sensitivity at 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per image")
     for note in first["notes"]:
         console.print(f"note: {note}")
 

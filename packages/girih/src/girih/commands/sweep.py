@@ -133,6 +133,7 @@ def show(result: SweepResult) -> None:
         mark = "kept" if kept[row["parameter"]] == row["value"] else ""
         table.add_row(row["parameter"], str(row["value"]), f"{row['score']:.4f}", mark)
     Console().print(table)
+    print("note: the settings were chosen on these cases; on others expect a lower AP than the one found here")
 
 
 def _case(
