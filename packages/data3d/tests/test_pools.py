@@ -28,8 +28,9 @@ from girih_data3d.conversion import DIED
 
 SPEC = d3.PrepareSpec()
 PROGRAM = """
-import sys, girih_data3d as d3
+import signal, sys, girih_data3d as d3
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell are born deaf to Ctrl-C
     d3.prepare_many(d3.read_manifest(sys.argv[1]), sys.argv[2], d3.PrepareSpec(), workers=2)
 """
 PATIENCE_S = 60
