@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*args) -> None:
-    done = subprocess.run(command(*args), env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command(*args), env=environment(), capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
 
 
