@@ -70,8 +70,10 @@ def open_store(data: Path, ensemble: Ensemble) -> girih_data3d.Store:
     """Open a dataset that was prepared as the models' training data were.
 
     Raises:
-        ValueError: it was not, and the first field that differs is named; or it cannot be opened.
+        ValueError: it was not, and the first field that differs is named; it is no such dataset, or cannot be opened.
     """
+    if not girih_data3d.Store.is_at(data):
+        raise ValueError(f"{data} is no prepared dataset: `girih prepare` makes one of labelled scans")
     store = girih_data3d.Store.open(data)
     for field, found, wanted in preparation_differences(store.spec, ensemble.spec):
         raise ValueError(f"{data} was prepared with {field} {found!r}, the training data of the model with {wanted!r}")

@@ -19,8 +19,8 @@ class Look:
     predictions: tuple[Path, ...]
     """Folders of one JSON file per case, as `girih predict` writes them; of several, the page lets one choose."""
     data: Path
-    """What was predicted: a dataset made by `girih prepare`, a scan, or a folder of scans. Only the first channel is
-    shown."""
+    """What was predicted: a dataset made by `girih prepare`, a scan, a folder of scans.
+    Only the first channel is shown, whatever their number."""
     out: Path
     """Folder for report.html and montages/."""
     truth: Path | None = None
@@ -28,8 +28,8 @@ class Look:
     iou: float = 0.1
     """Overlap from which a prediction counts as a hit."""
     worst: int = MAX_CASES
-    """Cases on the page, the worst ones: most misses, then the highest false positive; without truth, the highest
-    score."""
+    """Cases on the page, the worst ones: most misses, then the highest false positive.
+    Without truth it is by the highest score, of any box."""
     case_megabytes: float = 4.0
     """What one case may add to the page; a larger scan is shown in smaller pictures."""
     modality: str | None = None
