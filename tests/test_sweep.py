@@ -114,7 +114,12 @@ def test_a_sweep_needs_labels(runs: list[Path], raw: Path, tmp_path: Path, capsy
         case["objects"] = []
     (copy / "dataset.json").write_text(json.dumps(manifest))
     prepare(copy, tmp_path / "empty", PrepareSpec(), workers=0)
-    for data, words in (("unlabelled", "case 'case0' is unlabelled"), ("empty", "no case holds an object to find")):
+    said = {
+        "unlabelled": "case 'case0' is unlabelled",
+        "empty": "no case holds an object to find",
+        "raw": "is no prepared dataset: `girih prepare` makes one",
+    }
+    for data, words in said.items():
         out = tmp_path / "merging.json"
         assert girih_("sweep", "--model", runs[0], "--data", tmp_path / data, "--out", out, *CPU) == 2
         assert words in said_by(capsys)

@@ -4,13 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
 from girih_data3d.grid_checks import Frame
 from girih_data3d.itk import dicom_modality
 from girih_data3d.object_label import ObjectLabel
+from girih_data3d.object_rules import ObjectRule
+from girih_data3d.resampling import Number, Triple
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 SCHEMA = 1
@@ -47,10 +49,27 @@ class CaseSource:
     modality: str | None = None
     frame: Frame | None = None
     """Of a scan with a time axis: its mean, or one frame by number; None: such a scan is an error."""
+    rule: ObjectRule | None = None
+    """Finds the objects in files that do not number them; instead of `instances` and `objects`."""
+    paint: Literal["ellipsoid", "box"] | None = None
+    """Masks for objects labelled without: what fills their boxes (an ellipsoid in a sphere's box is the sphere)."""
+    defaced: Path | None = None
+    """Label file whose voxels above 0 show no patient: removed faces; they are not `valid` in patches."""
+    rescale: tuple[Number, Number] | None = None
+    """(slope, intercept) that take the place of those in the image files' headers."""
+    spacing_zyx_mm: Triple | None = None
+    """Voxel size along the (z, y, x) of the file's array that takes the place of the header's; an array without a
+    header (.npy) needs it."""
+    series_uid: str | None = None
+    """DICOM SeriesInstanceUID: the same scan in another dataset has the same."""
+    part: str | None = None
+    """The dataset's official part: "train", "val", "test", or the name of a fold."""
 
     def __post_init__(self) -> None:
-        if self.instances and self.objects is not None:
-            raise ValueError(f"case {self.case_id!r}: both instances and objects are given, wanted one of them")
+        labels = {"instances": bool(self.instances), "objects": self.objects is not None, "rule": self.rule is not None}
+        given = [name for name, found in labels.items() if found]
+        if len(given) > 1:
+            raise ValueError(f"case {self.case_id!r}: both {given[0]} and {given[1]} are given, wanted one of them")
         if not self.instances and (self.instance_classes or self.ignore):
             raise ValueError(f"case {self.case_id!r}: instance_classes or ignore is given, but no instances file")
 

@@ -1,7 +1,7 @@
 """A prepared dataset, on local disk or in any zarr store."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,18 @@ class Store:
             index = open_index(root)
         files = OpenFiles(mapped=io == "mmap")
         return cls(root, record["name"], tuple(record["classes"]), spec_of(record, str(root)), index, files)
+
+    def select(self, case_ids: Iterable[str]) -> "Store":
+        """Return the dataset of these cases only, in the order of their ids; nothing is copied.
+
+        Raises:
+            KeyError: no such case.
+        """
+        wanted = sorted(set(case_ids))
+        rows = [self.index.row(case_id) for case_id in wanted]
+        if None in rows:
+            raise KeyError(f"no case {wanted[rows.index(None)]!r} in {self.root} ({len(self)} cases)")
+        return replace(self, index=self.index.take([row for row in rows if row is not None]))
 
     @staticmethod
     def is_at(folder: Path) -> bool:
