@@ -1,0 +1,65 @@
+"""Checks that all formats share when names and tables become the cases of a dataset."""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from girih_data3d.errors import ManifestError
+from girih_data3d.manifest import CASE_ID, MAX_CASE_ID_BYTES, CaseSource, Dataset
+
+
+def make_source(where: str, case_id: str, images: tuple[Path, ...], **fields: Any) -> CaseSource:
+    """Return a case; `where` (a file, or file and row) begins the message if it cannot be.
+
+    Raises:
+        ManifestError: an id that cannot name a folder, or fields that contradict each other.
+    """
+    if not CASE_ID.fullmatch(case_id) or len(case_id.encode(errors="replace")) > MAX_CASE_ID_BYTES:
+        limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
+        raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder ({limit}, no separators)")
+    try:
+        return CaseSource(case_id, images, **fields)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from error
+
+
+def make_dataset(
+    where: Path, name: str, classes: Iterable[str], sources: Iterable[CaseSource], passed_over: Iterable[str] = ()
+) -> Dataset:
+    """Return a dataset of at least one case, every case and class once.
+
+    Raises:
+        ManifestError: no case, a case id twice (letters' case does not count: some file systems ignore it), or a class
+            twice.
+    """
+    dataset = Dataset(name, tuple(classes), tuple(sources), tuple(passed_over))
+    if not dataset.sources:
+        raise ManifestError(f"{where}: no case of {name} in it")
+    if len(set(dataset.classes)) != len(dataset.classes):
+        raise ManifestError(f"{where}: a class is given twice: {list(dataset.classes)}")
+    seen: dict[str, CaseSource] = {}
+    for source in dataset.sources:
+        other = seen.setdefault(source.case_id.casefold(), source)
+        if other is not source:
+            raise ManifestError(
+                f"{where}: case {source.case_id!r} is there twice: {other.images[0]} and {source.images[0]}"
+            )
+    return dataset
+
+
+def refuse_missing(where: Path, what: str, wanted: Mapping[str, str], there: Collection[str]) -> None:
+    """Refuse files of pairs whose other file is missing.
+
+    Args:
+        where: the folder in which they should lie.
+        what: what each of them is, such as "label".
+        wanted: case id -> name of the file.
+        there: names of the files that are there.
+
+    Raises:
+        ManifestError: some are missing; the message names the first and their number.
+    """
+    missing = [(case_id, name) for case_id, name in wanted.items() if name not in there]
+    if missing:
+        case_id, name = missing[0]
+        raise ManifestError(f"{where / name}: no such file, the {what} of case {case_id!r} ({len(missing)} such cases)")

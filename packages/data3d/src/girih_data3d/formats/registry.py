@@ -1,0 +1,22 @@
+"""The formats that are known, by name."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from girih_data3d.formats.format import Format
+
+_KNOWN: tuple[Format, ...] = ()
+
+FORMATS: Mapping[str, Format] = MappingProxyType({known.name: known for known in sorted(_KNOWN, key=lambda f: f.name)})
+"""Name -> format, in alphabetical order."""
+
+
+def get_format(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        ValueError: no such format; the message lists those there are.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"no format {name!r}, known are {', '.join(FORMATS)}")
+    return FORMATS[name]
