@@ -21,6 +21,7 @@ from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.objects import Objects
+from girih_data3d.planning.objects_per_patch import objects_per_patch, queries_for
 from girih_data3d.prepare import Prepared, prepare_scan
 from girih_data3d.provenance import origin_of
 from girih_data3d.resampling import resample
@@ -53,10 +54,12 @@ __all__ = [
     "boxes_to_ras",
     "move_boxes",
     "normalize",
+    "objects_per_patch",
     "origin_of",
     "prepare_case",
     "prepare_many",
     "prepare_scan",
+    "queries_for",
     "read_labels",
     "read_manifest",
     "read_scan",
