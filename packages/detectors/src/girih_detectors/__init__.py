@@ -8,6 +8,7 @@ from .deformable_attention import DeformableAttention3D, zyx_to_grid
 from .flavours import Flavour, FocalL1, HnmGiou
 from .hard_negatives import sample_anchors
 from .heads import BoxHead, ClassHead, SegmentationHead
+from .hungarian import match_hungarian, matching_costs
 from .inference import Merging, detect_volume, restore
 from .interfaces import Detections, Detector, Mask, Pyramid, Target, Volume
 from .losses import cross_entropy_and_dice, sigmoid_focal_loss, smooth_l1
@@ -25,6 +26,7 @@ from .ops import (
 from .parameter_groups import parameter_groups
 from .postprocess import PostProcessing, select_detections
 from .retina_unet import RetinaUNet
+from .set_loss import LayerOutput, SetLoss
 
 __all__ = [
     "CENTRE_OFFSET",
@@ -39,12 +41,14 @@ __all__ = [
     "Flavour",
     "FocalL1",
     "HnmGiou",
+    "LayerOutput",
     "Mask",
     "Merging",
     "PostProcessing",
     "Pyramid",
     "RetinaUNet",
     "SegmentationHead",
+    "SetLoss",
     "Target",
     "Volume",
     "anchor_grid",
@@ -58,6 +62,8 @@ __all__ = [
     "giou",
     "iou",
     "match_atss",
+    "match_hungarian",
+    "matching_costs",
     "pairwise_giou",
     "pairwise_iou",
     "parameter_groups",
