@@ -151,7 +151,7 @@ def test_parts_outside_the_scan_are_clipped_and_counted(tmp_path: Path) -> None:
     assert case.boxes.tolist() == [[0, 2, 2, 3, 4, 16], [1, 1, 1, 12, 14, 16], [3.5, 3.5, 0, 7.5, 7.5, 2.5]]
     assert case.objects.centres_zyx[2].tolist() == [5.5, 5.5, 0.5]
     record = json.loads((case.folder / "zarr.json").read_text())["attributes"]["girih"]
-    assert record["notes"] == {"objects_clipped": 2}
+    assert record["notes"] == {"objects_clipped": 2, "found": {}}
     assert case.truth is not None
     assert case.truth["boxes"] == case.boxes.tolist()
 

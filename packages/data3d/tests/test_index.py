@@ -187,6 +187,9 @@ def test_a_hundred_thousand_cases() -> None:
                 "case_ids": f"1.3.6.1.4.{n:06d}",
                 "patient_ids": f"patient-{n // 2}",
                 "modalities": ("CT", None)[n % 2],
+                "series_uids": (f"1.2.840.{n}", None)[n % 2],
+                "parts": ("train", "val", None)[n % 3],
+                "scan_sha256": ((f"{n:064x}",), (f"{n:064x}", f"{n + 1:064x}"), None)[n % 3],
                 "checksums": n,
                 "contents": n // 2,
                 "bytes": 65_000_000 + n,
@@ -196,6 +199,7 @@ def test_a_hundred_thousand_cases() -> None:
                 "annotated": True,
                 "instances": False,
                 "semantic": n % 3 == 0,
+                "valid": n % 5 == 0,
                 "boxes": [[n, 1, 2, 3, 4, 5]] * (n % 3),
                 "labels": [0] * (n % 3),
             }

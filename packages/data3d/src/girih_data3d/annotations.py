@@ -1,7 +1,7 @@
 """What is known of the objects of a case: masks, boxes, or points with a diameter, on the grid of its scan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ import xarray as xr
 from jaxtyping import Float64, Int32
 
 from girih_data3d.affine import boxes_to_ras, move_boxes
+from girih_data3d.case_source import CaseSource
 from girih_data3d.errors import ScanError
 from girih_data3d.instances import Mask, find_windows, stack_masks
-from girih_data3d.manifest import CaseSource
 from girih_data3d.object_label import ObjectLabel
+from girih_data3d.object_rules import ObjectRule, tight
 from girih_data3d.prepare import Grid, labels_on_grid
 from girih_data3d.scan import read_labels
 
@@ -27,7 +28,8 @@ class Annotations:
     """Objects in voxel edges (z, y, x) of the canonical scan; those to ignore come last."""
 
     records: list[dict[str, Any]]
-    """{"id", "class", "ignore"}; the id is the number in the label file, or the place in the list, from 0."""
+    """{"id", "class", "ignore"}; the id is the number in the label file, or the place among all that were listed or
+    found, from 0."""
     boxes: Float64[np.ndarray, "n 6"]
     """Clipped to the scan."""
     layers: list[Int32[np.ndarray, "z y x"]]
@@ -36,6 +38,8 @@ class Annotations:
     """Of each object, its centre and diameter if that is how it was labelled."""
     clipped: int = 0
     """Number of objects that reach out of the scan."""
+    found: Mapping[str, int] = field(default_factory=dict)
+    """What a rule found and dropped."""
 
 
 def read_annotations(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations | None:
@@ -43,10 +47,12 @@ def read_annotations(source: CaseSource, scan: xr.DataArray, classes: tuple[str,
 
     Raises:
         ScanError: a label file cannot be read or holds an object of another one, its numbers and the case's classes do
-            not agree, or an object lies outside the scan.
+            not agree, an object lies outside the scan, or a rule gives an empty mask or one outside the scan.
     """
     if source.instances:
         return _from_masks(source, scan, classes)
+    if source.rule is not None:
+        return _from_rule(source, source.rule, scan, classes)
     if source.objects is not None:
         return _from_labels(source, source.objects, scan, classes)
     return None
@@ -115,14 +121,50 @@ def _from_masks(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]
     given = source.instance_classes or (dict.fromkeys(masks, 0) if len(classes) == 1 else {})
     _check_numbers(source, masks, given, classes)
     order = sorted(masks, key=lambda number: (number in source.ignore, number))
-    windows = [masks[number][0] for number in order]
-    edges = [[s.start for s in window] + [s.stop for s in window] for window in windows]
     return Annotations(
         records=[{"id": n, "class": given[n], "ignore": n in source.ignore} for n in order],
-        boxes=np.array(edges, np.float64).reshape(-1, 6),
+        boxes=_edges([masks[number] for number in order]),
         layers=stack_masks([masks[number] for number in order], _shape(scan)),
         spheres=(None,) * len(order),
     )
+
+
+def _from_rule(source: CaseSource, rule: ObjectRule, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations:
+    found = rule.find(scan)
+    where = f"case {source.case_id!r}, {type(rule).__name__}"
+    if len(found.masks) != len(found.classes):
+        raise ScanError(f"{where}: {len(found.masks)} masks and {len(found.classes)} classes, wanted one of each")
+    masks = []
+    for k, (mask, index) in enumerate(zip(found.masks, found.classes, strict=True)):
+        if not 0 <= index < len(classes):
+            raise ScanError(f"{where}: object {k} has class {index}, wanted 0 to {len(classes) - 1}")
+        masks.append(_checked_mask(mask, _shape(scan), f"{where}: object {k}"))
+    return Annotations(
+        records=[{"id": k, "class": int(index), "ignore": False} for k, index in enumerate(found.classes)],
+        boxes=_edges(masks),
+        layers=stack_masks(masks, _shape(scan)),
+        spheres=(None,) * len(masks),
+        found=found.counts,
+    )
+
+
+def _checked_mask(mask: Mask, shape: tuple[int, int, int], where: str) -> Mask:
+    """Return a rule's mask without the empty planes around it."""
+    window, inside = mask
+    ends = [(side.start, side.stop) for side in window]
+    sizes = tuple(stop - start for start, stop in ends)
+    if not all(0 <= start < stop <= n for (start, stop), n in zip(ends, shape, strict=True)) or sizes != inside.shape:
+        raise ScanError(f"{where}: a mask of shape {inside.shape} at {ends}, wanted one inside the scan of {shape}")
+    found = tight(mask)
+    if found is None:
+        raise ScanError(f"{where}: its mask has no voxel")
+    return found
+
+
+def _edges(masks: Sequence[Mask]) -> Float64[np.ndarray, "n 6"]:
+    """Return the boxes of masks in voxel edges."""
+    edges = [[side.start for side in window] + [side.stop for side in window] for window, _ in masks]
+    return np.array(edges, np.float64).reshape(-1, 6)
 
 
 def _check_numbers(

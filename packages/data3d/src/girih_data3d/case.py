@@ -28,11 +28,14 @@ class Case:
 
     Attributes:
         case_id, patient_id, modality: who it is.
+        series_uid: DICOM SeriesInstanceUID; None: unknown. part: the dataset's official part; None: none.
+        scan_sha256: of each channel's canonical scan, see `channel_sha256`; None: prepared before there was one.
         shape: (C, Z, Y, X); dtype: type of the stored values; intensity = value * `scale` + `offset`.
         affine: float64 (4, 4), voxel-centre index (x, y, z) of the prepared grid -> RAS mm.
         spacing_zyx_mm: voxel size.
         prepared: how the grid lies in its source file.
         source: the files that it was made from, and what was said about them.
+        notes: how many objects reached out of the scan, and what a rule found and dropped.
         objects: all objects, those to ignore last.
         boxes: float32 (n, 6), voxel edges of the prepared grid; objects flagged `ignore` are not among them.
         labels: int64 (n,), class of each box; row k has the value k + 1 in the instance labels.
@@ -57,9 +60,13 @@ class Case:
         self.checksum = seal.checksum
         self.patient_id: str = record["patient_id"]
         self.modality: str | None = record["modality"]
+        self.series_uid: str | None = record.get("series_uid")
+        self.part: str | None = record.get("part")
+        self.scan_sha256: list[str] | None = record.get("scan_sha256")
         self.spec_hash: str = record["spec_hash"]
         self.prepared: Prepared = record["prepared"]
         self.source: dict[str, Any] = record["source"]
+        self.notes: dict[str, Any] = record.get("notes", {})
         self.truth: dict[str, Any] | None = record["truth"]
         self.affine: Float64[np.ndarray, "4 4"] = np.array(self.prepared["affine"], np.float64)
         self.spacing_zyx_mm = spacing_zyx(self.affine)

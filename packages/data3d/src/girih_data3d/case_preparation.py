@@ -9,15 +9,15 @@ from jaxtyping import Int16
 
 from girih_data3d.annotations import ground_truth, objects_on_grid, read_annotations
 from girih_data3d.atomic import written_aside
+from girih_data3d.case_source import CaseSource
 from girih_data3d.case_writer import write_case
 from girih_data3d.errors import ScanError, StaleCaseError
 from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.layout import SCHEMA, case_folder
-from girih_data3d.manifest import CaseSource
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid
 from girih_data3d.provenance import is_origin, origin_of
-from girih_data3d.scan import read_labels
+from girih_data3d.scan import channel_sha256, read_labels
 from girih_data3d.sealed import check_bytes, check_files, read_case_seal
 from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
@@ -61,11 +61,15 @@ def prepare_case(
             raise StaleCaseError(f"{target}: {difference}; pass overwrite=True to replace it")
     origin = origin_of(source)  # before the voxels are read: what changes from now on is noticed
     scan = read_source(source)
+    scan_sha256 = [channel_sha256(channel) for channel in scan.values]
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
     truth = ground_truth(source, scan, annotations, classes)
     objects, layers = ([], []) if annotations is None else objects_on_grid(annotations, grid)
-    clipped = 0 if annotations is None else annotations.clipped
+    notes = {
+        "objects_clipped": 0 if annotations is None else annotations.clipped,
+        "found": {} if annotations is None else dict(annotations.found),
+    }
     del annotations  # its label maps are as large as the scan
     semantic = _semantic(source, scan, grid)
     volume, prepared = prepare_on_grid(scan, spec, grid)
@@ -77,11 +81,14 @@ def prepare_case(
         "case_id": source.case_id,
         "patient_id": source.patient_id or source.case_id,
         "modality": source.modality,
+        "series_uid": source.series_uid,
+        "part": source.part,
+        "scan_sha256": scan_sha256,
         "spec_hash": spec.sha256,
         "source": origin,
         "prepared": prepared,
         "truth": truth,
-        "notes": {"objects_clipped": clipped},
+        "notes": notes,
     }
     with written_aside(root, target) as aside:
         write_case(

@@ -30,7 +30,9 @@ from girih_data3d.layout import INDEX, SCHEMA, case_folder, list_cases
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.sealed import NAME, Seal, check_files, read_case_seal, read_seal, seal
 
-TEXTS = ("case_ids", "patient_ids", "modalities")
+LATER = ("series_uids", "parts", "scan_sha256")
+"""Columns of text that an older index lacks; and so are their values None."""
+TEXTS = ("case_ids", "patient_ids", "modalities", *LATER)
 CONTENT = ("case_id", "patient_id", "modality", "spec_hash", "prepared", "objects", "truth")
 """What a record says about the data themselves."""
 NUMBERS: dict[str, tuple[Any, ...]] = {
@@ -43,6 +45,7 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "annotated": (bool,),
     "instances": (bool,),
     "semantic": (bool,),
+    "valid": (bool,),
 }
 
 
@@ -53,6 +56,12 @@ class CaseIndex:
     case_ids: tuple[str, ...]
     patient_ids: tuple[str, ...]
     modalities: tuple[str | None, ...]
+    series_uids: tuple[str | None, ...]
+    """DICOM SeriesInstanceUID; None: unknown."""
+    parts: tuple[str | None, ...]
+    """Official part of the dataset; None: none."""
+    scan_sha256: tuple[tuple[str, ...] | None, ...]
+    """Of each channel of the scan before any resampling, see `channel_sha256`; None: an older version prepared it."""
     checksums: UInt32[np.ndarray, " n"]
     """CRC-32C over everything that is written about the case, and so over all its files."""
     contents: UInt32[np.ndarray, " n"]
@@ -69,6 +78,9 @@ class CaseIndex:
     instances: Bool[np.ndarray, " n"]
     """Whether there are masks of objects."""
     semantic: Bool[np.ndarray, " n"]
+    """Whether there are tissue labels."""
+    valid: Bool[np.ndarray, " n"]
+    """Whether it is known which voxels show the patient: others were defaced."""
     boxes: Float32[np.ndarray, "m 6"]
     """Voxel edges of the prepared grid."""
     labels: Int64[np.ndarray, " m"]
@@ -148,9 +160,14 @@ def read_index(folder: Folder) -> CaseIndex:
     store = MemoryStore({name: cpu.Buffer.from_bytes(content) for name, content in contents.items()}, read_only=True)
     group = zarr.open_group(store, mode="r")
     columns: dict[str, Any] = {name: array[...] for name, array in group.arrays()}
+    count = len(columns["checksums"])
     for name in TEXTS:
-        columns[name] = _texts(columns[name].tobytes(), columns.pop(f"{name}_ends"))
-    columns["modalities"] = tuple(intern(text) if text else None for text in columns["modalities"])
+        known = name not in LATER or name in columns
+        columns[name] = _texts(columns[name].tobytes(), columns.pop(f"{name}_ends")) if known else ("",) * count
+    for name in ("modalities", *LATER):
+        columns[name] = tuple(intern(text) if text else None for text in columns[name])
+    columns["scan_sha256"] = tuple(text and tuple(text.split()) for text in columns["scan_sha256"])
+    columns.setdefault("valid", np.zeros(count, bool))
     return CaseIndex(**columns)
 
 
@@ -190,6 +207,9 @@ def row_of(found: Seal) -> dict[str, Any]:
         "case_ids": record["case_id"],
         "patient_ids": record["patient_id"],
         "modalities": record["modality"] or None,
+        "series_uids": record.get("series_uid") or None,
+        "parts": record.get("part") or None,
+        "scan_sha256": tuple(record.get("scan_sha256") or ()) or None,
         "checksums": found.checksum,
         "contents": crc32c(json.dumps([[record[key] for key in CONTENT], found.files], sort_keys=True).encode()),
         "bytes": found.size,
@@ -199,6 +219,7 @@ def row_of(found: Seal) -> dict[str, Any]:
         "annotated": record["truth"] is not None,
         "instances": "labels/instances/zarr.json" in found.files,
         "semantic": "labels/semantic/zarr.json" in found.files,
+        "valid": "labels/valid/zarr.json" in found.files,
         "boxes": [o["box"] for o in objects],
         "labels": [o["class"] for o in objects],
     }
@@ -252,7 +273,8 @@ def write_index(folder: Path, index: CaseIndex) -> None:
     columns: dict[str, np.ndarray] = {"box_case": index.box_case}
     for name, column in _columns(index).items():
         if name in TEXTS:
-            encoded = [(text or "").encode() for text in column]
+            texts = (" ".join(text) if isinstance(text, tuple) else text or "" for text in column)
+            encoded = [text.encode() for text in texts]
             columns[name] = np.frombuffer(b"".join(encoded), np.uint8)
             columns[f"{name}_ends"] = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         else:

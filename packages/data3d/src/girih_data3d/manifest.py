@@ -1,19 +1,19 @@
 """dataset.json: which files belong to which case. A folder without one is a set of unlabelled scans."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
 from girih_data3d.grid_checks import Frame
 from girih_data3d.itk import dicom_modality
 from girih_data3d.object_label import ObjectLabel
-from girih_data3d.object_rules import ObjectRule
-from girih_data3d.resampling import Number, Triple
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
+
+__all__ = ["CASE_ID", "MAX_CASE_ID_BYTES", "CaseSource", "Dataset", "read_manifest"]
 
 SCHEMA = 1
 CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])")
@@ -21,68 +21,6 @@ CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])"
 MAX_CASE_ID_BYTES = 200
 """File systems hold names of 255 bytes; those of exported files are longer than the id."""
 OBJECT_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
-
-
-@dataclass(frozen=True)
-class CaseSource:
-    """The files of one case and what is known about its objects: masks, or boxes and points, or nothing.
-
-    Raises:
-        ValueError: both masks and other objects, or classes of masks without a mask file.
-    """
-
-    case_id: str
-    images: tuple[Path, ...]
-    """One file (or DICOM folder) per channel, all on one grid."""
-    instances: tuple[Path, ...] = ()
-    """Label files with one number per object, 0 = background; objects of different files may overlap."""
-    instance_classes: Mapping[int, int] = field(default_factory=dict)
-    """Object number -> index of its class; may be left out where there is one class only."""
-    ignore: tuple[int, ...] = ()
-    """Numbers of objects that are real, but neither trained on nor scored."""
-    objects: tuple[ObjectLabel, ...] | None = None
-    """Objects labelled without masks; () says that there is none, None that nobody looked."""
-    semantic: Path | None = None
-    """Label file with one number per tissue."""
-    patient_id: str | None = None
-    """None: every case is its own patient."""
-    modality: str | None = None
-    frame: Frame | None = None
-    """Of a scan with a time axis: its mean, or one frame by number; None: such a scan is an error."""
-    rule: ObjectRule | None = None
-    """Finds the objects in files that do not number them; instead of `instances` and `objects`."""
-    paint: Literal["ellipsoid", "box"] | None = None
-    """Masks for objects labelled without: what fills their boxes (an ellipsoid in a sphere's box is the sphere)."""
-    defaced: Path | None = None
-    """Label file whose voxels above 0 show no patient: removed faces; they are not `valid` in patches."""
-    rescale: tuple[Number, Number] | None = None
-    """(slope, intercept) that take the place of those in the image files' headers."""
-    spacing_zyx_mm: Triple | None = None
-    """Voxel size along the (z, y, x) of the file's array that takes the place of the header's; an array without a
-    header (.npy) needs it."""
-    series_uid: str | None = None
-    """DICOM SeriesInstanceUID: the same scan in another dataset has the same."""
-    part: str | None = None
-    """The dataset's official part: "train", "val", "test", or the name of a fold."""
-
-    def __post_init__(self) -> None:
-        labels = {"instances": bool(self.instances), "objects": self.objects is not None, "rule": self.rule is not None}
-        given = [name for name, found in labels.items() if found]
-        if len(given) > 1:
-            raise ValueError(f"case {self.case_id!r}: both {given[0]} and {given[1]} are given, wanted one of them")
-        if not self.instances and (self.instance_classes or self.ignore):
-            raise ValueError(f"case {self.case_id!r}: instance_classes or ignore is given, but no instances file")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A named list of cases; `classes[i]` is the name of class i."""
-
-    name: str
-    classes: tuple[str, ...]
-    sources: tuple[CaseSource, ...]
-    passed_over: tuple[str, ...] = ()
-    """Names in a folder of scans that are none."""
 
 
 def read_manifest(path: Path | str) -> Dataset:

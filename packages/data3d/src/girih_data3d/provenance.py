@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.case_source import CaseSource
 from girih_data3d.errors import ScanError
 from girih_data3d.itk import voxel_file
-from girih_data3d.manifest import CaseSource
 from girih_data3d.scan import ITK_SUFFIXES
 
 QUICK = ("folder", "mtime_ns")
@@ -20,19 +20,34 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
 
     A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read
     and its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, times
-    are those of all files, and the hash is that of all.
+    are those of all files, and the hash is that of all. A rule is {"name", "values"}: of its class, of its fields.
 
     Raises:
         ScanError: a file cannot be read.
+        ValueError: a rule holds what is neither a plain value nor a path.
     """
-    fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name != "case_id"}
+    fields = _fields(source)
+    del fields["case_id"]
+    if source.rule is not None:
+        fields["rule"] = {"name": type(source.rule).__name__, "values": _fields(source.rule)}
     origin: dict[str, Any] = _plain(fields, recorded)
     return origin
 
 
 def is_origin(source: CaseSource, recorded: Any) -> bool:
-    """Return whether a case whose record says `recorded` was made from this source, wherever it was copied to."""
-    return bool(_timeless(origin_of(source, recorded)) == _timeless(recorded))
+    """Return whether a case whose record says `recorded` was made from this source, wherever it was copied to.
+
+    A field of which the record does not speak, for it was written before there was one, has to be None; except for the
+    series, which says nothing about the content.
+    """
+    found = origin_of(source, recorded)
+    if isinstance(recorded, dict) and "series_uid" not in recorded:
+        del found["series_uid"]
+    return bool(_timeless(found) == _timeless(recorded))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
 
 
 def _plain(value: Any, recorded: Any) -> Any:
@@ -40,19 +55,22 @@ def _plain(value: Any, recorded: Any) -> Any:
     if isinstance(value, Path):
         return _fingerprint(value, recorded if isinstance(recorded, dict) else {})
     if dataclasses.is_dataclass(value):
-        value = vars(value)
+        value = _fields(value)
     if isinstance(value, Mapping):
         known = recorded if isinstance(recorded, dict) else {}
         return {str(key): _plain(value[key], known.get(str(key))) for key in sorted(value)}
     if isinstance(value, tuple | list):
         beside = recorded if isinstance(recorded, list) and len(recorded) == len(value) else [None] * len(value)
         return [_plain(item, old) for item, old in zip(value, beside, strict=True)]
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} of type {type(value).__name__} cannot be recorded, wanted a plain value or a path")
     return value
 
 
 def _timeless(value: Any) -> Any:
+    """Return a record without what may differ between copies, and without None, which is as good as absent."""
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in QUICK}
+        return {key: _timeless(item) for key, item in value.items() if key not in QUICK and item is not None}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 

@@ -1,12 +1,13 @@
 """Read a scan or a label file of any supported format into canonical RAS orientation, (z, y, x)."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float32, Float64, Shaped
 
 from girih_data3d.affine import affine_problem, spacing_zyx
 from girih_data3d.errors import ScanError
@@ -92,6 +93,19 @@ def read_labels(path: Path | str, *, like: xr.DataArray) -> xr.DataArray:
         raise ScanError(f"{path}: {len(fractional)} labels are not whole numbers, for example {fractional[0]}")
     coords = {axis: like.coords[axis] for axis in ("z", "y", "x")}
     return xr.DataArray(whole, dims=("z", "y", "x"), coords=coords, name="labels", attrs=dict(like.attrs))
+
+
+def channel_sha256(channel: Float32[np.ndarray, "z y x"]) -> str:
+    """Return the SHA-256 of one channel of a canonical scan, by which the same scan is known again in another dataset.
+
+    It is that of the shape as text "z y x" (ASCII), a zero byte, and the values as little-endian float32 in C order, -0
+    as 0. It depends neither on the file's format, its type of voxels nor the directions of its axes; voxel size and
+    place in the patient do not count.
+    """
+    digest = hashlib.sha256(b"%d %d %d\0" % channel.shape)
+    for plane in channel:
+        digest.update((plane + np.float32(0)).astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def scan_name(path: Path) -> str:

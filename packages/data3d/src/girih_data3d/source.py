@@ -3,8 +3,8 @@
 import numpy as np
 import xarray as xr
 
+from girih_data3d.case_source import CaseSource
 from girih_data3d.errors import ScanError
-from girih_data3d.manifest import CaseSource
 from girih_data3d.scan import GRID_TOLERANCE, read_scan
 
 
