@@ -90,8 +90,8 @@ def match_hungarian(
         image, layer_number = (int(number) for number in np.argwhere(fault)[0])
         name = f"image {image}" if names is None else names[image]
         raise ValueError(
-            f"{name}, layer {layer_number}: a matching cost is NaN or infinite, so the network's logits or boxes are not "
-            "finite"
+            f"{name}, layer {layer_number}: a matching cost is NaN or infinite: the network's logits or boxes are "
+            "not finite"
         )
     pairs = [np.empty((3, 0), np.int64)]
     widths = [layer.shape[2] for layer in values]
