@@ -15,14 +15,15 @@ def edges_to_centre(boxes: Float[Tensor, "*n 6"], image_zyx: Triple) -> Float[Te
 
     `centre_to_edges` takes them back.
     """
-    low, high = (full_precision(boxes) / _sides(boxes, image_zyx)).split(3, -1)
+    parts = full_precision(boxes) / _sides(boxes, image_zyx)
+    low, high = parts[..., :3], parts[..., 3:]
     return torch.cat([0.5 * (low + high), high - low], -1)
 
 
 def centre_to_edges(boxes: Float[Tensor, "*n 6"], image_zyx: Triple = (1, 1, 1)) -> Float[Tensor, "*n 6"]:
     """Return boxes by centre and sides as edges in voxels; of a patch of one voxel, that is in units of the patch."""
-    centre, sides = full_precision(boxes).split(3, -1)
-    return torch.cat([centre - 0.5 * sides, centre + 0.5 * sides], -1) * _sides(boxes, image_zyx)
+    centre, half = full_precision(boxes[..., :3]), 0.5 * full_precision(boxes[..., 3:])
+    return torch.cat([centre - half, centre + half], -1) * _sides(boxes, image_zyx)
 
 
 def logit(fractions: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
