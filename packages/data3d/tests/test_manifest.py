@@ -81,7 +81,7 @@ def test_dicom_folders(tmp_path: Path, dicom_series: Callable[..., None]) -> Non
         dicom_series(tmp_path / "set" / name, [0, 2, 4])
     assert [s.case_id for s in d3.read_manifest(tmp_path / "set").sources] == ["one", "two"]
     (source,) = d3.read_manifest(tmp_path / "set" / "two").sources
-    assert source == d3.CaseSource("two", (tmp_path / "set" / "two",), modality="CT")
+    assert source == d3.CaseSource("two", (tmp_path / "set" / "two",), modality="CT", series_uid="1.2.3")
     assert d3.read_source(source).shape == (1, 3, 4, 5)
 
 

@@ -14,6 +14,7 @@ from girih_data3d.errors import ScanError
 from girih_data3d.instances import Mask, find_windows, stack_masks
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.object_rules import ObjectRule, tight
+from girih_data3d.painting import Paint, paint_mask
 from girih_data3d.prepare import Grid, labels_on_grid
 from girih_data3d.scan import read_labels
 
@@ -40,6 +41,10 @@ class Annotations:
     """Number of objects that reach out of the scan."""
     found: Mapping[str, int] = field(default_factory=dict)
     """What a rule found and dropped."""
+    whole: Float64[np.ndarray, "n 6"] | None = None
+    """Of objects without masks: the boxes before they were clipped."""
+    paint: Paint | None = None
+    """What fills these to make masks of them."""
 
 
 def read_annotations(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]) -> Annotations | None:
@@ -90,13 +95,17 @@ def objects_on_grid(
 ) -> tuple[list[dict[str, Any]], list[Int32[np.ndarray, "Z Y X"]]]:
     """Return the records of the objects on a prepared grid, as `Objects.from_record` takes them, and their layers.
 
-    With masks, boxes are those of the resampled masks. Without, boxes and spheres are moved; the exact voxel size of
-    the grid counts.
+    With masks, boxes are those of the masks on this grid, to which they are resampled; those to be painted are drawn
+    here, so that no resampling blurs them. Without masks, boxes and spheres are moved; the exact voxel size of the grid
+    counts.
     """
-    layers = [labels_on_grid(layer, grid) for layer in annotations.layers]
     start = np.array(grid.start)
-    scale = np.array(grid.shape) / (np.array(grid.stop) - start)
-    boxes = (annotations.boxes - np.tile(start, 2)) * np.tile(scale, 2)
+    scale = np.tile(np.array(grid.shape) / (np.array(grid.stop) - start), 2)
+    boxes = (annotations.boxes - np.tile(start, 2)) * scale
+    layers = [labels_on_grid(layer, grid) for layer in annotations.layers]
+    if annotations.whole is not None and annotations.paint is not None:
+        whole = np.round((annotations.whole - np.tile(start, 2)) * scale, DECIMALS)
+        layers = stack_masks([paint_mask(box, grid.shape, annotations.paint) for box in whole], grid.shape)
     records = [{**record, "box": box} for record, box in zip(annotations.records, boxes.tolist(), strict=True)]
     for level, layer in enumerate(layers):
         for value, window in find_windows(layer).items():
@@ -104,7 +113,7 @@ def objects_on_grid(
             voxels = int(np.count_nonzero(layer[window] == value))
             records[value - 1] |= {"box": box, "voxels": voxels, "layer": level}
     for record, sphere in zip(records, annotations.spheres, strict=True):
-        if sphere is not None:
+        if sphere is not None and not layers:
             centre, radii = sphere.sphere_in(grid.affine)
             record |= {"centre": centre.tolist(), "radii": radii.tolist()}
     return records, layers
@@ -188,27 +197,28 @@ def _from_labels(
     source: CaseSource, labels: Sequence[ObjectLabel], scan: xr.DataArray, classes: tuple[str, ...]
 ) -> Annotations:
     limits = np.tile(np.array(_shape(scan), np.float64), 2)
-    boxes, clipped = np.zeros((len(labels), 6)), 0
+    boxes, whole = np.zeros((len(labels), 6)), np.zeros((len(labels), 6))
     for k, label in enumerate(labels):
         where = f"case {source.case_id!r}: objects[{k}]"
         if not 0 <= label.class_index < len(classes):
             raise ScanError(f"{where} has class {label.class_index}, wanted 0 to {len(classes) - 1}")
-        whole = np.round(label.box_in(scan.attrs["affine"], scan.attrs["source_affine"]), DECIMALS)
-        boxes[k] = whole.clip(0, limits)
+        whole[k] = np.round(label.box_in(scan.attrs["affine"], scan.attrs["source_affine"]), DECIMALS)
+        boxes[k] = whole[k].clip(0, limits)
         if (boxes[k, 3:] - boxes[k, :3]).min() < THINNEST:
             place = label.box_zyx or label.box_ras_mm or label.center_ras_mm
             raise ScanError(
-                f"{where} at {list(place or ())} is the box {whole.tolist()} in voxels of the canonical scan of shape "
-                f"{_shape(scan)}: along one axis less than {THINNEST} voxels lie inside, wanted more"
+                f"{where} at {list(place or ())} is the box {whole[k].tolist()} in voxels of the canonical scan of "
+                f"shape {_shape(scan)}: along one axis less than {THINNEST} voxels lie inside, wanted more"
             )
-        clipped += bool((boxes[k] != whole).any())
     order = sorted(range(len(labels)), key=lambda k: labels[k].ignore)
     return Annotations(
         records=[{"id": k, "class": labels[k].class_index, "ignore": labels[k].ignore} for k in order],
         boxes=boxes[order],
         layers=[],
         spheres=tuple(labels[k] if labels[k].center_ras_mm is not None else None for k in order),
-        clipped=clipped,
+        clipped=int((boxes != whole).any(axis=1).sum()),
+        whole=whole[order],
+        paint=source.paint,
     )
 
 

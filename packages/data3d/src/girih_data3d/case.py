@@ -20,7 +20,7 @@ from girih_data3d.resampling import Number
 from girih_data3d.sealed import check_files, read_case_seal
 from girih_data3d.window import Reader, Triplet, read_padded
 
-LabelKind = Literal["instances", "semantic"]
+LabelKind = Literal["instances", "semantic", "valid"]
 
 
 class Case:
@@ -40,7 +40,7 @@ class Case:
         boxes: float32 (n, 6), voxel edges of the prepared grid; objects flagged `ignore` are not among them.
         labels: int64 (n,), class of each box; row k has the value k + 1 in the instance labels.
         voxels: int64 (n,), size of each object; 0: it has no mask.
-        label_kinds: which of "instances" and "semantic" there are.
+        label_kinds: which of "instances", "semantic" and "valid" (if something was defaced) there are.
         truth: ground truth in the source file's voxels (all objects, with their `ignore` flags); None if unlabelled.
         checksum: CRC-32C over everything that the case holds.
 
@@ -88,8 +88,13 @@ class Case:
         self._layers: list[Reader] = []
         while (layer := arrays.get(f"labels/{layer_name(len(self._layers))}/0")) is not None:
             self._layers.append(layer)
-        has = {"instances": bool(self._layers), "semantic": self._semantic is not None}
-        self.label_kinds: tuple[LabelKind, ...] = tuple(k for k in ("instances", "semantic") if has[k])
+        self._valid = arrays.get("labels/valid/0")
+        has: dict[LabelKind, bool] = {
+            "instances": bool(self._layers),
+            "semantic": self._semantic is not None,
+            "valid": self._valid is not None,
+        }
+        self.label_kinds: tuple[LabelKind, ...] = tuple(kind for kind, there in has.items() if there)
         c, z, y, x = self._image.shape
         self.shape = (c, z, y, x)
         self.dtype = self._image.dtype
@@ -153,7 +158,8 @@ class Case:
 
         Returns:
             "instances": int32, row k of `objects` has the value k + 1, 0 outside; where objects overlap, the one of the
-            later layer, which is the smaller one. "semantic": int16, -1 outside.
+            later layer, which is the smaller one. "semantic": int16, -1 outside. "valid": bool, False where something
+            was defaced, and outside.
 
         Raises:
             CorruptCaseError: the data fail a check.
@@ -163,6 +169,8 @@ class Case:
             raise ValueError(f"case {self.case_id!r} has no {kind!r} labels, it has {list(self.label_kinds)}")
         if kind == "semantic" and self._semantic is not None:
             return read_padded(self._semantic, start, size, padding=-1, dtype=np.int16)
+        if kind == "valid" and self._valid is not None:
+            return read_padded(self._valid, start, size, padding=0, dtype=np.uint8) > 0
         out, *others = self.read_instance_layers(start, size)
         for layer in others:
             np.copyto(out, layer, where=layer != 0)

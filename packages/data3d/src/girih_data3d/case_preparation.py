@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int16
+from jaxtyping import Bool, Int16
 
 from girih_data3d.annotations import ground_truth, objects_on_grid, read_annotations
 from girih_data3d.atomic import written_aside
@@ -15,7 +15,7 @@ from girih_data3d.errors import ScanError, StaleCaseError
 from girih_data3d.folder import DamageError, LocalFolder
 from girih_data3d.layout import SCHEMA, case_folder
 from girih_data3d.open_files import OpenFiles
-from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid
+from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid, valid_on_grid
 from girih_data3d.provenance import is_origin, origin_of
 from girih_data3d.scan import channel_sha256, read_labels
 from girih_data3d.sealed import check_bytes, check_files, read_case_seal
@@ -72,6 +72,7 @@ def prepare_case(
     }
     del annotations  # its label maps are as large as the scan
     semantic = _semantic(source, scan, grid)
+    valid = _valid(source, scan, grid)
     volume, prepared = prepare_on_grid(scan, spec, grid)
     del scan
     if not is_origin(source, origin):
@@ -99,6 +100,7 @@ def prepare_case(
             instances=layers,
             objects=objects,
             semantic=semantic,
+            valid=valid,
             attributes=attributes,
         )
     return "done"
@@ -131,3 +133,7 @@ def _semantic(source: CaseSource, scan: xr.DataArray, grid: Grid) -> Int16[np.nd
     if labels.max() > np.iinfo(np.int16).max:
         raise ScanError(f"{source.semantic}: label {labels.max()}, wanted at most {np.iinfo(np.int16).max}")
     return labels_on_grid(labels, grid).astype(np.int16)
+
+
+def _valid(source: CaseSource, scan: xr.DataArray, grid: Grid) -> Bool[np.ndarray, "z y x"] | None:
+    return None if source.defaced is None else valid_on_grid(read_labels(source.defaced, like=scan).values > 0, grid)

@@ -4,15 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from girih_data3d.grid_checks import Frame
+from girih_data3d.nifti import Rescale
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.object_rules import ObjectRule
-from girih_data3d.resampling import Number, Triple
-
-Paint = Literal["ellipsoid", "box"]
-"""What fills the box of an object."""
+from girih_data3d.painting import Paint
+from girih_data3d.resampling import Triple
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,11 @@ class CaseSource:
     rule: ObjectRule | None = None
     """Finds the objects in files that do not number them; instead of `instances` and `objects`."""
     paint: Paint | None = None
-    """Masks for objects labelled without: what fills their boxes (an ellipsoid in a sphere's box is the sphere)."""
+    """Masks for objects labelled without: what fills their boxes (an ellipsoid in a sphere's box is the sphere). Boxes
+    of the prepared case are then those of the masks; in its ground truth they stay as labelled."""
     defaced: Path | None = None
     """Label file whose voxels above 0 show no patient: removed faces; they are not `valid` in patches."""
-    rescale: tuple[Number, Number] | None = None
+    rescale: Rescale | None = None
     """(slope, intercept) in place of the image files' own: intensity = value as stored * slope + intercept."""
     spacing_zyx_mm: Triple | None = None
     """Voxel size in place of the image files' own, along the (z, y, x) of their arrays; the directions of the axes and

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float32, Float64, Int16, Int32, Shaped
+from jaxtyping import Bool, Float32, Float64, Int16, Int32, Shaped
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from girih_data3d.affine import spacing_zyx
@@ -38,6 +38,7 @@ def write_case(
     semantic: Int16[np.ndarray, "z y x"] | None,
     objects: Sequence[dict[str, Any]],
     attributes: dict[str, Any],
+    valid: Bool[np.ndarray, "z y x"] | None = None,
     one_shard_bytes: int = ONE_SHARD_BYTES,
 ) -> None:
     """Write a case into a new folder; the same input gives the same bytes.
@@ -51,6 +52,7 @@ def write_case(
         semantic: one number per tissue.
         objects: their records, as `Objects.from_record` takes them; those to ignore come last.
         attributes: kept under "girih", which gets "shape", "objects", "versions", "files" and "checksum" besides.
+        valid: which voxels show the patient.
         one_shard_bytes: size up to which an array is one file.
 
     Raises:
@@ -67,8 +69,9 @@ def write_case(
         compression=spec.compression,
         one_shard_bytes=one_shard_bytes,
     )
-    labels = {layer_name(k): layer for k, layer in enumerate(instances)}
+    labels: dict[str, Shaped[np.ndarray, "z y x"]] = {layer_name(k): layer for k, layer in enumerate(instances)}
     labels |= {} if semantic is None else {"semantic": semantic}
+    labels |= {} if valid is None else {"valid": valid.astype(np.uint8)}
     if labels:
         parent = group.create_group("labels", attributes={"ome": {"version": "0.5", "labels": list(labels)}})
         for name, array in labels.items():

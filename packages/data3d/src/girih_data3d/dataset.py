@@ -29,11 +29,11 @@ class PatchDataset:
             else the hull of the moved box or sphere. labels: (n,) int64, classes of the sample's own dataset.
         instances: (Z, Y, X) int32, row k of boxes has the value k + 1; only if the case has masks.
         semantic: (Z, Y, X) int16, -1 outside; only if the case has semantic labels.
-        valid: (Z, Y, X) bool. False are voxels outside the case and those of real objects that are not in boxes: those
-            to ignore, those of which the patch holds less than the sampler's `min_visible`, and, without masks, those
-            that are there with less than a voxel along some axis. Of these it is the mask, except where an object in
-            boxes lies over it, or else the box. In an unlabelled case only voxels outside it are False: nothing is
-            known of its objects.
+        valid: (Z, Y, X) bool. False are voxels outside the case, those that were defaced, and those of real objects
+            that are not in boxes: those to ignore, those of which the patch holds less than the sampler's `min_visible`,
+            and, without masks, those that are there with less than a voxel along some axis. Of these it is the mask,
+            except where an object in boxes lies over it, or else the box. In an unlabelled case only voxels outside it
+            and those that were defaced are False: nothing is known of its objects.
         case_id, dataset: str; start: (3,) int64, first voxel of the unturned patch; affine: (4, 4) float64 of the
         patch; index, seed: int64.
 
@@ -94,7 +94,7 @@ class PatchDataset:
         order = 1 if self.sampler.geometry is None else self.sampler.geometry.order
         sample: dict[str, Any] = {
             "image": case.read_patch(cut.start, cut.size, raw=True) if self.raw else cut.image(case, order),
-            "valid": cut.inside(case.shape[1:]),
+            "valid": cut.valid(case) if "valid" in case.label_kinds else cut.inside(case.shape[1:]),
             "case_id": case.case_id,
             "dataset": self.table.datasets[self.table.dataset[place.case]],
             "start": np.array(cut.start, np.int64),

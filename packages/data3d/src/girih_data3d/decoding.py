@@ -37,6 +37,8 @@ def check_content(case: Case) -> None:
         classes = found.classes(layers)
         if "semantic" in case.label_kinds:
             classes = [case.read_label_patch("semantic", start, size)]
+        if "valid" in case.label_kinds:
+            case.read_label_patch("valid", start, size)
         here = np.flatnonzero((foreground[:, 1] >= z) & (foreground[:, 1] < z + size[0]))
         confirmed[here] = _confirmed(classes, foreground[here] - [0, z, 0, 0])
     problem = found.problem()

@@ -25,7 +25,7 @@ NRRD_HEADER_END = re.compile(rb"\r?\n\r?\n")
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 NRRD_SPACE = "left-posterior-superior"
 """ITK turns the other two anatomical spaces, right- and left-anterior-superior, into this one."""
-PIXEL_SPACING, IMAGE_POSITION, MODALITY = "0028|0030", "0020|0032", "0008|0060"
+PIXEL_SPACING, IMAGE_POSITION, MODALITY, SERIES = "0028|0030", "0020|0032", "0008|0060", "0020|000e"
 OTHER = "OT"
 """The modality of a DICOM file that was converted from something else; it says nothing."""
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -115,12 +115,16 @@ def read_dicom_series(
     return _array(sitk, folder, image), affine
 
 
-def dicom_modality(folder: Path) -> str | None:
-    """Return the modality that the first DICOM files of a folder state; None if they do not, or without SimpleITK."""
+def modality_and_series(folder: Path) -> tuple[str | None, str | None]:
+    """Return modality and SeriesInstanceUID as the first DICOM files of a folder state them.
+
+    None stands for what they do not state; for both, without SimpleITK.
+    """
     try:
         sitk = _simple_itk(folder)
     except ScanError:
-        return None  # whoever reads the voxels will say so
+        return None, None  # whoever reads the voxels will say so
+    series = None
     for path in first_files(folder):
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
@@ -128,9 +132,11 @@ def dicom_modality(folder: Path) -> str | None:
             reader.ReadImageInformation()
         except RuntimeError:
             continue  # no image, as a DICOMDIR
-        if reader.HasMetaDataKey(MODALITY) and (found := reader.GetMetaData(MODALITY).strip()) not in ("", OTHER):
-            return str(found)
-    return None
+        modality, uid = (reader.GetMetaData(t) if reader.HasMetaDataKey(t) else "" for t in (MODALITY, SERIES))
+        series = series or uid.strip(" \0") or None
+        if modality.strip() not in ("", OTHER):
+            return modality.strip(), series
+    return None, series
 
 
 def first_files(folder: Path) -> list[Path]:

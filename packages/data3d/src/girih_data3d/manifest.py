@@ -3,14 +3,16 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from girih_data3d.case_source import CaseSource, Dataset
-from girih_data3d.checked_json import Checked, is_whole, read_json
+from girih_data3d.checked_json import Checked, is_number, is_whole, read_json
 from girih_data3d.errors import ManifestError
 from girih_data3d.grid_checks import Frame
-from girih_data3d.itk import dicom_modality
+from girih_data3d.itk import modality_and_series
 from girih_data3d.object_label import ObjectLabel
+from girih_data3d.object_rules import Components
+from girih_data3d.painting import Paint
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 __all__ = ["CASE_ID", "MAX_CASE_ID_BYTES", "CaseSource", "Dataset", "read_manifest"]
@@ -20,6 +22,9 @@ CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])"
 """A case id names a folder: no separators, no control characters, no leading or trailing dot, and UTF-8 can hold it."""
 MAX_CASE_ID_BYTES = 200
 """File systems hold names of 255 bytes; those of exported files are longer than the id."""
+OBJECTS = {"instances", "instance_classes", "ignore", "components", "objects", "paint"}
+OPTIONAL = OBJECTS | {"patient_id", "semantic", "frame", "series_uid", "part", "defaced", "rescale", "spacing_zyx_mm"}
+"""Keys that a case may have."""
 OBJECT_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 
@@ -27,13 +32,17 @@ def read_manifest(path: Path | str) -> Dataset:
     """Read a dataset: its dataset.json, a folder that holds one, a folder of scans, or a single scan.
 
     dataset.json is {"schema": 1, "name", "classes": [...], "modality"?, "frame"?, "cases": [{"case_id",
-    "images": [...], "patient_id"?, "semantic"?, "frame"?, and of its objects either "instances": file or [files],
-    "instance_classes"?: {"1": 0}, "ignore"?: [...], or "objects": [{"class": 0, "ignore"?: true, and one of
-    "box_zyx": [6], "box_ras_mm": [6], "center_ras_mm": [3] with "diameter_mm"}]}]}; see `ObjectLabel`. A case with
-    "objects": [] or an empty label file holds no object; a case with neither is unlabelled. Paths are relative to the
-    file's folder. In a folder without it every scan file and every folder of a DICOM series is one unlabelled case,
-    named as the file without extension; a link to a scan that is gone is one too, which cannot be read. The modality of
-    a DICOM series is its own where dataset.json says none.
+    "images": [...], "patient_id"?, "series_uid"?, "part"?, "frame"?, "rescale"?: [slope, intercept],
+    "spacing_zyx_mm"?: [3], "semantic"?, "defaced"?: file, and of its objects one of
+        "instances": file or [files], "instance_classes"?: {"1": 0}, "ignore"?: [...];
+        "components": {"2": 0}, value in the "semantic" file -> class of the objects that its components are;
+        "objects": [{"class": 0, "ignore"?: true, and one of "box_zyx": [6], "box_ras_mm": [6], "center_ras_mm": [3]
+        with "diameter_mm"}], "paint"?: "ellipsoid" or "box"}]}.
+    See `CaseSource`, `ObjectLabel` and `Components`. A case with "objects": [] or an empty label file holds no object;
+    a case with none of these keys is unlabelled. Paths are relative to the file's folder. In a folder without
+    dataset.json every scan file and every folder of a DICOM series is one unlabelled case, named as the file without
+    extension; a link to a scan that is gone is one too, which cannot be read. Modality and series of a DICOM folder are
+    its own where dataset.json says none.
 
     Raises:
         ManifestError: missing or broken JSON, an unknown or missing key, a value of another type or out of range, a
@@ -78,21 +87,26 @@ def _scans_in(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _scans(folder: Path, scans: list[Path], others: Sequence[Path] = ()) -> Dataset:
-    sources = tuple(CaseSource(_case_id(scan_name(p), str(p)), (p,), modality=_own_modality(p)) for p in scans)
+    sources = []
+    for scan in scans:
+        modality, series_uid = _own_words(scan)
+        case_id = _case_id(scan_name(scan), str(scan))
+        sources.append(CaseSource(case_id, (scan,), modality=modality, series_uid=series_uid))
     _refuse_repeated(folder, sources)
-    return Dataset(folder.resolve().name, (), sources, tuple(p.name for p in others))
+    return Dataset(folder.resolve().name, (), tuple(sources), tuple(p.name for p in others))
 
 
-def _own_modality(scan: Path) -> str | None:
-    return dicom_modality(scan) if scan.is_dir() else None
+def _own_words(scan: Path) -> tuple[str | None, str | None]:
+    """Return modality and series of a scan if it is one of DICOM."""
+    return modality_and_series(scan) if scan.is_dir() else (None, None)
 
 
 def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], common: dict[str, Any]) -> CaseSource:
-    optional = {"patient_id", "instances", "instance_classes", "ignore", "objects", "semantic", "frame"}
-    case = Checked(content, where, {"case_id", "images"}, optional)
+    case = Checked(content, where, {"case_id", "images"}, OPTIONAL)
     case_id = _case_id(case.text("case_id"), where)
     where = case.where = f"{where} ({case_id})"
-    files = {key: _files(case, key, folder) for key in ("images", "instances", "semantic") if key in case}
+    files = {key: _files(case, key, folder) for key in ("images", "instances", "semantic", "defaced") if key in case}
+    texts = {key: case.text(key) if key in case else None for key in ("patient_id", "series_uid", "part")}
     ignore = case.get("ignore", [])
     if not isinstance(ignore, list) or not all(is_whole(i, 1) for i in ignore):
         raise case.wrong("ignore", "a list of object numbers")
@@ -103,18 +117,29 @@ def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], comm
         objects = tuple(
             ObjectLabel.from_json(label, f"{where}: objects[{i}]", classes) for i, label in enumerate(objects)
         )
+    modality, series_uid = common["modality"], texts["series_uid"]
+    if modality is None or series_uid is None:
+        own_modality, own_series = _own_words(files["images"][0])
+        modality, series_uid = modality or own_modality, series_uid or own_series
     try:
         return CaseSource(
             case_id=case_id,
             images=files["images"],
             instances=files.get("instances", ()),
-            instance_classes=_instance_classes(case, classes),
+            instance_classes=_class_of(case, "instance_classes", "object", classes),
             ignore=tuple(ignore),
             objects=objects,
             semantic=files["semantic"][0] if "semantic" in files else None,
-            patient_id=case.text("patient_id") if "patient_id" in case else None,
-            modality=common["modality"] or _own_modality(files["images"][0]),
+            patient_id=texts["patient_id"],
+            modality=modality,
             frame=_frame(case) if "frame" in case else common["frame"],
+            rule=_components(case, files.get("semantic"), classes),
+            paint=_paint(case),
+            defaced=files["defaced"][0] if "defaced" in files else None,
+            rescale=_numbers(case, "rescale", 2),
+            spacing_zyx_mm=_numbers(case, "spacing_zyx_mm", 3),
+            series_uid=series_uid,
+            part=texts["part"],
         )
     except ManifestError:
         raise
@@ -123,8 +148,8 @@ def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], comm
 
 
 def _files(case: Checked, key: str, folder: Path) -> tuple[Path, ...]:
-    """Return the files of a key: "images" is a list, "semantic" one name, "instances" either."""
-    one = key == "semantic" or (key == "instances" and isinstance(case[key], str))
+    """Return the files of a key: "images" is a list, "instances" a list or a name, the others one name."""
+    one = key in ("semantic", "defaced") or (key == "instances" and isinstance(case[key], str))
     names = (case.text(key),) if one else case.texts(key)
     if not names:
         raise case.wrong(key, "at least one file")
@@ -140,16 +165,41 @@ def _frame(record: Checked) -> Frame | None:
     return frame
 
 
-def _instance_classes(case: Checked, classes: tuple[str, ...]) -> dict[int, int]:
-    content = case.get("instance_classes", {})
+def _components(case: Checked, semantic: tuple[Path, ...] | None, classes: tuple[str, ...]) -> Components | None:
+    if "components" not in case:
+        return None
+    if semantic is None:
+        raise ManifestError(f"{case.where}: components are given, but no semantic file to find them in")
+    class_of = _class_of(case, "components", "label", classes)
+    if not class_of:
+        raise case.wrong("components", 'at least one label, such as {"2": 0}')
+    return Components(semantic, class_of)
+
+
+def _paint(case: Checked) -> Paint | None:
+    if case.get("paint") not in (None, *get_args(Paint)):
+        raise case.wrong("paint", " or ".join(map(repr, get_args(Paint))))
+    return case.get("paint")
+
+
+def _numbers(case: Checked, key: str, count: int) -> tuple[Any, ...] | None:
+    given = case.get(key)
+    if given is not None and not (isinstance(given, list) and len(given) == count and all(map(is_number, given))):
+        raise case.wrong(key, f"a list of {count} numbers")
+    return None if given is None else tuple(given)
+
+
+def _class_of(case: Checked, key: str, kind: str, classes: tuple[str, ...]) -> dict[int, int]:
+    """Return the class of every number that a key names."""
+    content = case.get(key, {})
     if not isinstance(content, dict):
-        raise case.wrong("instance_classes", 'an object such as {"1": 0}')
-    where = f"{case.where}: instance_classes"
+        raise case.wrong(key, 'an object such as {"1": 0}')
+    where = f"{case.where}: {key}"
     for number, index in content.items():
         if not OBJECT_NUMBER.fullmatch(number):
-            raise ManifestError(f"{where}: object {number!r}, wanted a whole number above 0")
+            raise ManifestError(f"{where}: {kind} {number!r}, wanted a whole number above 0")
         if not is_whole(index, 0, len(classes) - 1):
-            raise ManifestError(f"{where}: class {index!r} of object {number}, wanted 0 to {len(classes) - 1}")
+            raise ManifestError(f"{where}: class {index!r} of {kind} {number}, wanted 0 to {len(classes) - 1}")
     return {int(number): index for number, index in content.items()}
 
 
@@ -172,7 +222,7 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def _refuse_repeated(where: Path, sources: tuple[CaseSource, ...]) -> None:
+def _refuse_repeated(where: Path, sources: Sequence[CaseSource]) -> None:
     seen: set[str] = set()
     for source in sources:
         if source.case_id.casefold() in seen:  # two such folders are one on a file system that ignores case

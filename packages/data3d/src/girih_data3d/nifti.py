@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64, Shaped
 
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import Frame, check_shape, choose_frames
+from girih_data3d.resampling import Number
 
 nib: Any = nibabel  # its published types are partial
 
@@ -24,14 +25,18 @@ DEFLATE_MAX_RATIO = 1032
 SURPLUS = 1 << 20
 """Bytes that may follow the voxels in a gzip stream; more is not what the header describes."""
 BLOCK = 1 << 22
+Rescale = tuple[Number, Number]
+"""(slope, intercept): intensity = value as stored * slope + intercept."""
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """NIfTI's codes of lengths: unknown (taken for mm), metre, millimetre, micrometre."""
 
 
 def read_nifti(
-    path: Path, frame: Frame | None = None
+    path: Path, frame: Frame | None = None, rescale: Rescale | None = None
 ) -> tuple[Shaped[np.ndarray, "x y z"], Float64[np.ndarray, "4 4"]]:
     """Return the voxels in the file's own axis order (scaled by slope and intercept) and its affine to RAS mm.
+
+    `rescale` takes the place of the header's slope and intercept.
 
     Trailing axes of length one are dropped. Of a 4D file one frame is read, or the mean of all, one after the other.
     The whole gzip stream is read, so that its checksum is verified.
@@ -44,7 +49,7 @@ def read_nifti(
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             header = _header(path, stream.read(nib.Nifti2Header.sizeof_hdr))
             affine = _affine(path, header)
-            return _voxels(path, stream, header, frame), affine
+            return _voxels(path, stream, header, frame, rescale or header.get_slope_inter()), affine
     except EOFError as error:
         raise ScanError(f"{path}: truncated: {error}") from error
     except (nib.spatialimages.HeaderDataError, OSError, zlib.error, ArithmeticError, ValueError) as error:
@@ -128,7 +133,26 @@ def _affine(path: Path, header: Any) -> Float64[np.ndarray, "4 4"]:
     return affine
 
 
-def _voxels(path: Path, stream: io.BufferedIOBase, header: Any, frame: Frame | None) -> Shaped[np.ndarray, "x y z"]:
+def scaled(
+    stored: Shaped[np.ndarray, "x y z"], slope: Number | None, intercept: Number | None
+) -> Shaped[np.ndarray, "x y z"]:
+    """Return stored * slope + intercept in float32, computed in float64 slice by slice; nothing to do: as stored."""
+    if slope is None or intercept is None or (slope, intercept) == (1, 0):
+        return stored
+    out: Float32[np.ndarray, "x y z"] = np.empty(stored.shape, np.float32, order="F")
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+        for z in range(stored.shape[2]):
+            out[..., z] = stored[..., z].astype(np.float64) * slope + intercept
+    return out
+
+
+def _voxels(
+    path: Path,
+    stream: io.BufferedIOBase,
+    header: Any,
+    frame: Frame | None,
+    rescale: tuple[Number | None, Number | None],
+) -> Shaped[np.ndarray, "x y z"]:
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise ScanError(f"{path}: voxel type {dtype} is not a plain number")
@@ -140,10 +164,7 @@ def _voxels(path: Path, stream: io.BufferedIOBase, header: Any, frame: Frame | N
     if found * (DEFLATE_MAX_RATIO if packed else 1) < end:
         raise ScanError(f"{path}: truncated: {found} bytes on disk, but the header describes {end} bytes")
     stream.seek(offset + frames.start * size)
-    read = (
-        _scaled(_bytes(path, stream, size, end).view(dtype).reshape(shape, order="F"), *header.get_slope_inter())
-        for _ in frames
-    )
+    read = (scaled(_bytes(path, stream, size, end).view(dtype).reshape(shape, order="F"), *rescale) for _ in frames)
     voxels = next(read)
     if len(frames) > 1:
         total = voxels.astype(np.float64)
@@ -165,19 +186,6 @@ def _bytes(path: Path, stream: io.BufferedIOBase, size: int, end: int) -> Shaped
         content[done : done + len(block)] = np.frombuffer(block, np.uint8)
         done += len(block)
     return content
-
-
-def _scaled(
-    stored: Shaped[np.ndarray, "x y z"], slope: float | None, intercept: float | None
-) -> Shaped[np.ndarray, "x y z"]:
-    """Return stored * slope + intercept in float32, computed in float64 slice by slice; nothing to do: as stored."""
-    if slope is None or intercept is None or (slope, intercept) == (1, 0):
-        return stored
-    out: Float32[np.ndarray, "x y z"] = np.empty(stored.shape, np.float32, order="F")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
-        for z in range(stored.shape[2]):
-            out[..., z] = stored[..., z].astype(np.float64) * slope + intercept
-    return out
 
 
 def _check_end(path: Path, stream: io.BufferedIOBase, end: int) -> None:

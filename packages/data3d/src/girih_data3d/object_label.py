@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from girih_data3d.affine import move_boxes, world_to_voxel
-from girih_data3d.checked_json import Checked, is_whole
+from girih_data3d.checked_json import Checked, is_number, is_whole
 from girih_data3d.errors import ManifestError
 from girih_data3d.resampling import Number
 
@@ -71,9 +71,9 @@ class ObjectLabel:
         if not isinstance(given.get("ignore", False), bool):
             raise given.wrong("ignore", "true or false")
         for name in SHAPES:
-            if name in given and not (isinstance(given[name], list) and all(map(_is_number, given[name]))):
+            if name in given and not (isinstance(given[name], list) and all(map(is_number, given[name]))):
                 raise given.wrong(name, "a list of numbers")
-        if "diameter_mm" in given and not _is_number(given["diameter_mm"]):
+        if "diameter_mm" in given and not is_number(given["diameter_mm"]):
             raise given.wrong("diameter_mm", "a number")
         try:
             return cls(
@@ -112,7 +112,3 @@ class ObjectLabel:
         centre = world_to_voxel(affine, np.array([self.center_ras_mm], np.float64))[0] + 0.5
         rows = np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)[::-1]
         return centre, rows * (float(self.diameter_mm) / 2)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

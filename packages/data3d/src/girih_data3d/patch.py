@@ -52,6 +52,10 @@ class Cut:
         """Return the tissue labels, each from the nearest voxel; -1 outside the case."""
         return self._read(partial(case.read_label_patch, "semantic"), 0)
 
+    def valid(self, case: Case) -> Bool[np.ndarray, "z y x"]:
+        """Return which voxels show the patient, each from the nearest voxel; False outside the case."""
+        return self._read(lambda *window: case.read_label_patch("valid", *window).view(np.uint8), 0) > 0
+
     def instance_layers(self, case: Case) -> list[Int32[np.ndarray, "z y x"]]:
         """Return the instance layers, each label from the nearest voxel."""
         return [*self._read(lambda start, extent: np.stack(case.read_instance_layers(start, extent)), 0)]

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from girih_data3d.affine import rescale_affine, shift_affine, spacing_zyx
 from girih_data3d.errors import ScanError
@@ -120,6 +120,16 @@ def prepare_on_grid(scan: xr.DataArray, spec: PrepareSpec, grid: Grid) -> tuple[
 def labels_on_grid(labels: Int32[np.ndarray, "z y x"], grid: Grid) -> Int32[np.ndarray, "Z Y X"]:
     """Crop and resample a label map of the canonical scan; no label vanishes that lies inside the crop."""
     return resample_instances(labels[_window(grid)], spacing_zyx_mm=grid.spacing, target_zyx_mm=grid.target)
+
+
+def valid_on_grid(defaced: Bool[np.ndarray, "z y x"], grid: Grid) -> Bool[np.ndarray, "Z Y X"]:
+    """Return which voxels of a prepared grid show the patient: those that overlap no defaced voxel of the scan."""
+    hidden = defaced[_window(grid)]
+    for axis, new in enumerate(grid.shape):
+        planes = np.moveaxis(hidden, axis, 0)
+        ends = ((i * len(planes) // new, -(-(i + 1) * len(planes) // new)) for i in range(new))
+        hidden = np.stack([planes[low:high].any(axis=0) for low, high in ends], axis=axis)
+    return ~hidden
 
 
 def _window(grid: Grid) -> tuple[slice, slice, slice]:

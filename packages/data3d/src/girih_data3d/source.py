@@ -32,4 +32,11 @@ def read_source(source: CaseSource) -> xr.DataArray:
 
 
 def _read(source: CaseSource, channel: int) -> xr.DataArray:
-    return read_scan(source.images[channel], frame=source.frame, case_id=source.case_id, modality=source.modality)
+    return read_scan(
+        source.images[channel],
+        frame=source.frame,
+        case_id=source.case_id,
+        modality=source.modality,
+        rescale=source.rescale,
+        spacing_zyx_mm=source.spacing_zyx_mm,
+    )
