@@ -13,6 +13,8 @@ Fixtures (test modules cannot import each other, so all of it comes as fixtures)
 - `prepare(dataset)` -> `Store`: prepares all cases, not resampled, cropped or normalised, and fails if one fails.
 - `assert_planted(store, case_id, scan, [(class, box), ...])`: the landmark lies where it lay in the patient, and the
   objects (any order) are exactly these.
+- `write_series(scan, folder, upside_down=False, series_uid="1.2.3", **tags)`: its volume as a DICOM series whose axes
+  run to L, P and S; the InstanceNumbers, after which the files are called, fall along z if `upside_down`.
 - `write_rows(path, [[...], ...], delimiter=",", encoding="utf-8")`: a CSV file.
 """
 
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
@@ -126,6 +129,44 @@ def assert_planted() -> Callable[..., None]:
         assert found == sorted((index, tuple(map(float, box))) for index, box in objects)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def write_series() -> Callable[..., Path]:
+    """Writes a DICOM series."""
+
+    def write(
+        scan: Scan, folder: Path, *, upside_down: bool = False, series_uid: str = "1.2.3", **tags: object
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        volume, affine = scan.volume[:, ::-1, ::-1], np.diag([-1.0, -1, 1, 1]) @ scan.affine
+        depth, rows, columns = volume.shape
+        spacing = np.abs(np.diag(affine)[:3])
+        corner = affine[:3, 3] + affine[:3, :3] @ [columns - 1, rows - 1, 0]
+        for k, pixels in enumerate(volume):
+            number = depth - k if upside_down else k + 1
+            meta = pydicom.dataset.FileMetaDataset()
+            meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+            meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+            meta.MediaStorageSOPInstanceUID = f"{series_uid}.{k}"
+            data = pydicom.Dataset()
+            data.file_meta = meta
+            data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+            data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = "1.2", series_uid, "1.2.9"
+            data.Modality, data.InstanceNumber, data.ImageType = "CT", number, ["ORIGINAL", "PRIMARY", "AXIAL"]
+            data.ImagePositionPatient = [*corner[:2].tolist(), float(corner[2] + k * spacing[2])]
+            data.ImageOrientationPatient, data.PixelSpacing = [1, 0, 0, 0, 1, 0], [float(spacing[1]), float(spacing[0])]
+            data.Rows, data.Columns, data.SamplesPerPixel = rows, columns, 1
+            data.PhotometricInterpretation, data.PixelRepresentation = "MONOCHROME2", 1
+            data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+            data.RescaleSlope, data.RescaleIntercept = 1, 0
+            data.PixelData = np.ascontiguousarray(pixels).tobytes()
+            for name, value in tags.items():
+                setattr(data, name, value)
+            data.save_as(folder / f"1-{number:03d}.dcm", enforce_file_format=True)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

