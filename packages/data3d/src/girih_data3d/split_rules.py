@@ -167,7 +167,7 @@ def _divided(
 
 
 def _filled(sizes: Mapping[str, int], wanted: int) -> list[str]:
-    """Return patients, the first that fit, with `wanted` cases or the nearest number above 0 that leaves one patient."""
+    """Return patients, the first that fit, with `wanted` cases or the nearest number above 0; not the last patient."""
     chosen, left, room = [], [], wanted
     for patient, size in sizes.items():
         if size <= room:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.case_source import Dataset
 from girih_data3d.checked_json import Checked, is_whole, read_json
 from girih_data3d.errors import ManifestError
-from girih_data3d.manifest import Dataset
 from girih_data3d.store import Store
 
 SCHEMA = 1
@@ -171,8 +171,7 @@ def members(cases: Cases) -> tuple[Member, ...]:
     counts = [0] * len(index)
     for row in index.box_case.tolist():
         counts[row] += 1
-    parts = getattr(index, "parts", (None,) * len(index))
-    columns = zip(index.case_ids, index.patient_ids, parts, index.annotated.tolist(), counts, strict=True)
+    columns = zip(index.case_ids, index.patient_ids, index.parts, index.annotated.tolist(), counts, strict=True)
     return tuple(
         Member(case_id, patient_id, part, annotated, count if annotated else None)
         for case_id, patient_id, part, annotated, count in columns

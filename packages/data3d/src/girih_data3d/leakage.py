@@ -1,0 +1,159 @@
+"""Scans that are in two datasets, or in two parts of one: what a network was trained on must not score it.
+
+Public datasets contain each other: LUNA16 lies in LIDC-IDRI, images of the Medical Segmentation Decathlon lie in
+AbdomenAtlas. A scan is known again by its SeriesInstanceUID or by the hash of its voxels (`channel_sha256`), which
+outlives another file format, type of voxels or direction of axes. It does not outlive resampling, cropping, another
+window of intensities or lossy compression: no leak found is no proof that there is none.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from girih_data3d.splits import Split
+from girih_data3d.store import Store
+
+Reason = Literal["series", "content", "patient"]
+WORDS: dict[Reason, str] = {"series": "the same series", "content": "the same voxels", "patient": "the same patient"}
+SHOWN = 5
+"""Leaks that an error names."""
+Evidence = tuple[Reason, str]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two cases that should not be on both sides."""
+
+    case_a: str
+    case_b: str
+    reason: Reason
+    """The strongest one: "series" before "content" before "patient"."""
+    value: str
+    """What they share: the UID, the hash or the patient's id."""
+
+    def __str__(self) -> str:
+        return f"{self.case_a} and {self.case_b}: {WORDS[self.reason]} ({self.value})"
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """Every case of one side that is on the other side too, and those of which that is not known."""
+
+    leaks: tuple[Leak, ...]
+    """One for each case of the first side, with the first such case of the second, by rising id."""
+    unknown_a: tuple[str, ...]
+    """Cases prepared by a version that took no hash of the voxels, and without a leak: prepare them again to know."""
+    unknown_b: tuple[str, ...]
+
+    def __str__(self) -> str:
+        reasons = Counter(leak.reason for leak in self.leaks)
+        found = ", ".join(f"{reasons[reason]} by {WORDS[reason]}" for reason in WORDS if reasons[reason])
+        unknown = ""
+        if self.unknown_a or self.unknown_b:
+            unknown = (
+                f"; not known of {len(self.unknown_a)} cases of the first and {len(self.unknown_b)} of the second, "
+                "which an older version prepared without a hash of their voxels: prepare them again"
+            )
+        return f"{len(self.leaks)} leaks{f' ({found})' if found else ''}{unknown}"
+
+
+class LeakError(ValueError):
+    """The same scan or patient is on both sides, or it is not known whether one is; `report` says which."""
+
+    def __init__(self, message: str, report: LeakReport | None = None) -> None:
+        super().__init__(message, report)
+        self.message, self.report = message, report
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def find_leaks(a: Store, b: Store, *, same_patients: bool = False) -> LeakReport:
+    """Return the cases of `a` (to pre-train on) that are also in `b` (to evaluate on).
+
+    Patients' ids are compared within one dataset (two stores of one name), but else only if `same_patients` says that
+    both take them from one register: patient "1" of two hospitals is two people. With `Store.select` it is about some
+    cases only. It takes time and memory in proportion to the number of cases, and opens none of them.
+    """
+    return _compared(_rows(a), _rows(b), patients=same_patients or a.name == b.name)
+
+
+def find_leaks_within(store: Store, split: Split) -> LeakReport:
+    """Return the training cases of a split that are also validated or tested on, and so on for validation and test.
+
+    Raises:
+        KeyError: a case of the split that the store lacks.
+    """
+    rows = {row.case_id: row for row in _rows(store)}
+    found: dict[tuple[str, str], Leak] = {}
+    unknown: set[str] = set()
+    for number in range(len(split.folds)):
+        parts = split.parts(number)
+        lacking = next((case_id for ids in parts.values() for case_id in ids if case_id not in rows), None)
+        if lacking is not None:
+            raise KeyError(f"no case {lacking!r} in {store.root} ({len(rows)} cases)")
+        train, val, test = ([rows[case_id] for case_id in ids] for ids in parts.values())
+        for before, after in ((train, val + test), (val, test)):
+            report = _compared(before, after, patients=True)
+            found |= {(leak.case_a, leak.case_b): leak for leak in report.leaks}
+            unknown |= {*report.unknown_a, *report.unknown_b}
+    unknown -= {case_id for pair in found for case_id in pair}
+    return LeakReport(tuple(found[pair] for pair in sorted(found)), tuple(sorted(unknown)), ())
+
+
+def check_no_leak(a: Store, b: Store, *, same_patients: bool = False, allow_unknown: bool = False) -> None:
+    """Make sure that no scan of `a` (to pre-train on) is in `b` (to evaluate on); see `find_leaks`.
+
+    Raises:
+        LeakError: some are, or (unless `allow_unknown`) it is not known whether some are; the first are named.
+    """
+    report = find_leaks(a, b, same_patients=same_patients)
+    if report.leaks or ((report.unknown_a or report.unknown_b) and not allow_unknown):
+        shown = "".join(f"\n  {leak}" for leak in report.leaks[:SHOWN])
+        more = f"\n  and {len(report.leaks) - SHOWN} more" if len(report.leaks) > SHOWN else ""
+        raise LeakError(f"{a.name} ({a.root}) and {b.name} ({b.root}): {report}{shown}{more}", report)
+
+
+@dataclass(frozen=True)
+class _Row:
+    case_id: str
+    patient_id: str
+    series_uid: str | None
+    scan_sha256: tuple[str, ...] | None
+
+    def evidence(self, *, patients: bool) -> Iterator[Evidence]:
+        """Yield what the scan is known again by, the strongest first."""
+        if self.series_uid is not None:
+            yield "series", self.series_uid
+        for digest in self.scan_sha256 or ():
+            yield "content", digest
+        if patients:
+            yield "patient", self.patient_id
+
+
+def _rows(store: Store) -> list[_Row]:
+    index = store.index
+    columns = zip(index.case_ids, index.patient_ids, index.series_uids, index.scan_sha256, strict=True)
+    return [_Row(*values) for values in columns]
+
+
+def _compared(a: Iterable[_Row], b: Iterable[_Row], *, patients: bool) -> LeakReport:
+    """Return which rows of `a` share evidence with a row of `b`."""
+    first: dict[Evidence, str] = {}
+    unhashed: list[str] = []
+    for row in b:
+        for evidence in row.evidence(patients=patients):
+            first.setdefault(evidence, row.case_id)
+        if row.scan_sha256 is None:
+            unhashed.append(row.case_id)
+    leaks: list[Leak] = []
+    unknown: list[str] = []
+    for row in a:
+        shared = next((evidence for evidence in row.evidence(patients=patients) if evidence in first), None)
+        if shared is not None:
+            leaks.append(Leak(row.case_id, first[shared], *shared))
+        elif row.scan_sha256 is None:
+            unknown.append(row.case_id)
+    leaked = {leak.case_b for leak in leaks}
+    return LeakReport(tuple(leaks), tuple(unknown), tuple(case_id for case_id in unhashed if case_id not in leaked))
