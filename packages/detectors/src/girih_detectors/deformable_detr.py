@@ -171,9 +171,10 @@ class DeformableDETR(nn.Module):
         if any(side < 1 for side in image_zyx):
             raise ValueError(f"image_zyx is {tuple(image_zyx)}, wanted three sides of 1 or more")
         logits, boxes = tensors
-        for name, found, width in (("logits", logits, len(self.classes)), ("boxes", boxes, 6)):
-            if found.ndim != 3 or found.shape[2] != width or found.shape[:2] != logits.shape[:2]:
-                raise ValueError(f"{name} have shape {tuple(found.shape)}, wanted (b, queries, {width})")
+        if logits.ndim != 3 or logits.shape[2] != len(self.classes):
+            raise ValueError(f"logits have shape {tuple(logits.shape)}, wanted (b, queries, {len(self.classes)})")
+        if tuple(boxes.shape) != (*logits.shape[:2], 6):
+            raise ValueError(f"boxes have shape {tuple(boxes.shape)}, wanted {(*logits.shape[:2], 6)}")
         limit = self.max_detections
         return [select_queries(a, b, image_zyx, max_detections=limit) for a, b in zip(logits, boxes, strict=True)]
 
