@@ -1,4 +1,4 @@
-"""The command line: girih-data3d prepare | info | verify | export."""
+"""The command line: girih-data3d prepare | formats | info | verify | export."""
 
 import argparse
 import json
@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from girih_data3d.case_writer import layer_name
 from girih_data3d.conversion import Outcome, prepare_many
+from girih_data3d.formats import get_format
+from girih_data3d.formats_cli import add_formats, add_reading, print_comparison, read_dataset
 from girih_data3d.info import as_text, describe_case, describe_dataset
-from girih_data3d.manifest import read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import Scheme
 from girih_data3d.resampling import Method
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="girih-data3d", description="Medical volumes in zarr.")
-    commands = parser.add_subparsers(required=True, metavar="prepare | info | verify | export")
+    commands = parser.add_subparsers(required=True, metavar="prepare | formats | info | verify | export")
     _add_prepare(commands.add_parser("prepare", help="turn scans into a dataset; run again, it goes on where it was"))
+    add_formats(commands)
     info = commands.add_parser("info", help="what a prepared dataset, or one of its cases, holds")
     info.add_argument("root", type=Path, help="folder of the prepared dataset")
     info.add_argument("case", nargs="?", help="id of a case")
@@ -58,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         help="each includes those before it; default: index, which reads no voxels",
     )
     check.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: none but this one")
+    check.add_argument(
+        "--format", metavar="NAME", help="also compare images, objects and official parts with what is stated of it"
+    )
     check.set_defaults(run=_verify)
     export = commands.add_parser(
         "export", help="write a case's prepared (normalised) channels as NIfTI, in their place in the patient"
@@ -71,8 +76,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, help="folder with a dataset.json, folder of scans, or one scan")
+    parser.add_argument(
+        "data", type=Path, help="folder with a dataset.json, folder of scans, or one scan; of --format: its folder"
+    )
     parser.add_argument("out", type=Path, help="folder of the prepared dataset; made if missing")
+    add_reading(parser)
     spacing = parser.add_mutually_exclusive_group()
     spacing.add_argument(
         "--spacing-zyx-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), default=(1.0, 1.0, 1.0), help="default: 1 1 1"
@@ -110,7 +118,7 @@ def _prepare(options: argparse.Namespace) -> int:
         compression=options.compression,
         crop=None if options.no_crop else "nonzero",
     )
-    dataset = read_manifest(options.data)
+    dataset = read_dataset(options)
     progress, executor = _Progress(len(dataset.sources[options.shard[0] :: options.shard[1]])), None
     with ExitStack() as stack:
         stack.callback(progress.end)
@@ -141,13 +149,16 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.format is not None:
+        get_format(options.format)
     found = verify(options.root, level=options.level, workers=options.workers)
     for name, reason in found.failed.items():
         sys.stdout.write(f"{name}: {reason}\n")
     sys.stdout.write(
         f"{options.root}: {len(found.ok)} cases sound, {len(found.failed)} problems (level {options.level})\n"
     )
-    return FAILED if found.failed else 0
+    equal = options.format is None or print_comparison(options.format, Store.open(options.root))
+    return 0 if equal and not found.failed else FAILED
 
 
 def _export(options: argparse.Namespace) -> int:

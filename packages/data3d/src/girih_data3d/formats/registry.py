@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from girih_data3d.formats import cta_a, folder, kits21, msd_pancreas, nndetection, nnunet, ribfrac
 from girih_data3d.formats.format import Format
 
-_KNOWN: tuple[Format, ...] = ()
+_MODULES = (cta_a, folder, kits21, msd_pancreas, nndetection, nnunet, ribfrac)
 
-FORMATS: Mapping[str, Format] = MappingProxyType({known.name: known for known in sorted(_KNOWN, key=lambda f: f.name)})
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {known.name: known for known in sorted((module.FORMAT for module in _MODULES), key=lambda known: known.name)}
+)
 """Name -> format, in alphabetical order."""
 
 
