@@ -1,4 +1,4 @@
-"""D04, LIDC-IDRI: CT with lung nodules that four readers outlined; DICOM with XML, or what MIC-DKFZ's converter writes."""
+"""D04, LIDC-IDRI: CT with lung nodules that four readers outlined; DICOM and XML, or as MIC-DKFZ converts it."""
 
 import re
 from collections import defaultdict
@@ -57,8 +57,8 @@ def read(
         ValueError: a number of readers or a share that cannot be.
     """
     if not 1 <= min_readers <= READERS or not 0 < min_share <= 1:
-        found = f"min_readers is {min_readers}, min_share {min_share:g}"
-        raise ValueError(f"format {NAME}: {found}; wanted 1 to {READERS}, and above 0 and at most 1")
+        given = f"min_readers is {min_readers}, min_share {min_share:g}"
+        raise ValueError(f"format {NAME}: {given}; wanted 1 to {READERS}, and above 0 and at most 1")
     root = find_root(folder, lambda at: bool(_patients(at)) or CONVERTED in at.folders, WANTED, inner=(CONVERTED,))
     if not _patients(root):
         return _read_converted(root, classes, malignancy_pad, min_readers, min_share)
