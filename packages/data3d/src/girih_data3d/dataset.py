@@ -30,10 +30,10 @@ class PatchDataset:
         instances: (Z, Y, X) int32, row k of boxes has the value k + 1; only if the case has masks.
         semantic: (Z, Y, X) int16, -1 outside; only if the case has semantic labels.
         valid: (Z, Y, X) bool. False are voxels outside the case, those that were defaced, and those of real objects
-            that are not in boxes: those to ignore, those of which the patch holds less than the sampler's `min_visible`,
-            and, without masks, those that are there with less than a voxel along some axis. Of these it is the mask,
-            except where an object in boxes lies over it, or else the box. In an unlabelled case only voxels outside it
-            and those that were defaced are False: nothing is known of its objects.
+            that are not in boxes: those to ignore, those of which the patch holds less than the sampler's
+            `min_visible`, and, without masks, those that are there with less than a voxel along some axis. Of these it
+            is the mask, except where an object in boxes lies over it, or else the box. In an unlabelled case only
+            voxels outside it and those that were defaced are False: nothing is known of its objects.
         case_id, dataset: str; start: (3,) int64, first voxel of the unturned patch; affine: (4, 4) float64 of the
         patch; index, seed: int64.
 
