@@ -18,6 +18,7 @@ from girih_data3d.checksum import BLANK, checked_text
 from girih_data3d.folder import DamageError
 from girih_data3d.index import table_of, write_index
 from girih_data3d.layout import SCHEMA, case_folder, case_key
+from girih_data3d.sealed import seal
 
 MakeCase = Callable[..., Path]
 
@@ -169,6 +170,41 @@ def test_index_that_is_replaced_while_it_is_read(root: Path, monkeypatch: pytest
     monkeypatch.setattr("girih_data3d.index.read_index", read)
     assert d3.Store.open(root).case_ids == ("Müller 王", "b")
     assert len(before) == 3
+
+
+def test_an_index_without_the_later_columns(root: Path, small_case: MakeCase) -> None:
+    d3.update_index(root)
+    folder = root / "index.zarr"
+    for name in ("series_uids", "parts", "scan_sha256"):
+        shutil.rmtree(folder / name)
+        shutil.rmtree(folder / f"{name}_ends")
+    shutil.rmtree(folder / "valid")
+    seal(folder, {"girih": {"schema": SCHEMA}})
+    index = d3.Store.open(root).index
+    assert index.series_uids == index.parts == index.scan_sha256 == (None,) * 3
+    assert index.valid.tolist() == [False] * 3
+    assert index.patient_ids == ("p-Müller 王", "p-a", "p-b")
+    add(small_case, root, "ab", [])
+    assert d3.update_index(root).case_ids == ("Müller 王", "a", "ab", "b")
+    assert d3.Store.open(root).index.parts == (None,) * 4
+    assert d3.verify(root).failed == {}
+
+
+def test_what_leaks_is_in_the_index(tmp_path: Path) -> None:
+    for n in range(3):
+        d3.write_nifti(np.full((3, 4, 5), n, np.int16), tmp_path / f"{n}.nii", affine=np.eye(4))
+    images = [(tmp_path / "0.nii", tmp_path / "1.nii"), (tmp_path / "1.nii",), (tmp_path / "2.nii",)]
+    uids, parts = ("1.2", None, "1.3 with a blank"), ("train", "val", None)
+    sources = tuple(
+        d3.CaseSource(str(n), images[n], series_uid=uids[n], part=parts[n], modality="MR") for n in range(3)
+    )
+    d3.prepare_many(d3.Dataset("x", (), sources), tmp_path / "out", d3.PrepareSpec(), workers=0)
+    for index in (d3.Store.open(tmp_path / "out").index, d3.update_index(tmp_path / "out")):
+        assert (index.series_uids, index.parts) == (uids, parts)
+        first, second, third = index.scan_sha256
+        assert [len(one or ()) for one in (first, second, third)] == [2, 1, 1]
+        assert len({*(first or ()), *(second or ()), *(third or ())}) == 3
+        assert index.take([2, 0]).scan_sha256 == (third, first)
 
 
 def test_index_of_another_schema(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import girih_data3d as d3
+from girih_data3d.info import as_text, describe_case
+from girih_data3d.object_rules import Components
 
 
 @pytest.fixture
@@ -158,6 +160,28 @@ def case(**changes: Any) -> dict[str, Any]:
         (case(frame=-1), "frame is -1"),
         (case(frame=True), "frame is True"),
         (manifest(frame=1.5), r"frame is 1\.5"),
+        (case(components={"2": 0}), "components are given, but no semantic file to find them in"),
+        (case(semantic="b.nii.gz", components={}), "components is {}, wanted at least one label"),
+        (case(semantic="b.nii.gz", components={"0": 0}), "components: label '0', wanted a whole number above 0"),
+        (case(semantic="b.nii.gz", components={"2": 1}), "components: class 1 of label 2, wanted 0 to 0"),
+        (case(semantic="b.nii.gz", components=[2]), r"components is \[2\], wanted an object"),
+        (case(semantic="b.nii.gz", components={"2": 0}, objects=[]), "both objects and rule are given"),
+        (case(objects=[], paint="star"), "paint is 'star', wanted 'ellipsoid' or 'box'"),
+        (case(objects=[], paint=["box"]), r"paint is \['box'\], wanted"),
+        (case(instances="b.nii.gz", paint="box"), "paint is for objects without masks, but instances is given"),
+        (case(series_uid=3), "series_uid is 3, wanted text"),
+        (case(part=""), "part is '', wanted text"),
+        (case(defaced=["b.nii.gz"]), "defaced is .*, wanted text"),
+        (case(defaced="../outside.nii.gz"), "defaced: .* outside the dataset's folder"),
+        (case(defaced="missing.nii.gz"), "defaced: .*: no such file"),
+        (case(spacing_zyx_mm=[1, 1]), r"spacing_zyx_mm is \[1, 1\], wanted a list of 3 numbers"),
+        (case(spacing_zyx_mm=[1, 1, "1"]), "wanted a list of 3 numbers"),
+        (case(spacing_zyx_mm=[1, 1, True]), "wanted a list of 3 numbers"),
+        (case(spacing_zyx_mm=[1, 1, 0]), "wanted three lengths above 0 and below 50 mm"),
+        (case(spacing_zyx_mm=[1, 1, 10**400]), "wanted three lengths above 0"),
+        (case(rescale=1), "rescale is 1, wanted a list of 2 numbers"),
+        (case(rescale=[0, 5]), r"rescale is \(0, 5\), wanted a finite slope that is not 0"),
+        (case(rescale=[1, math.inf]), "wanted a finite slope"),
         (manifest(name=None), "key 'name' is missing"),
         ("[" * 100_000, "not a readable"),
         ("9" * 10_000, "not a readable"),
@@ -184,6 +208,49 @@ def test_three_ways_to_label_objects(folder: Path) -> None:
         d3.ObjectLabel(0, ignore=True, center_ras_mm=(1.5, -2, 3), diameter_mm=7.5),
         d3.ObjectLabel(0, box_ras_mm=(-1, -2, -3, 1, 2, 3)),
     )
+
+
+def test_what_else_is_said_of_a_case(folder: Path) -> None:
+    said = {"series_uid": "1.2.3", "part": "val", "spacing_zyx_mm": [2.5, 1, 1], "rescale": [1, -1024]}
+    files = {"semantic": "b.nii.gz", "defaced": "a.nii.gz"}
+    source = d3.read_manifest(write(folder, case(**said, **files, components={"2": 0, "10": 0}))).sources[0]
+    assert source == d3.CaseSource(
+        "a",
+        (folder / "a.nii.gz",),
+        semantic=folder / "b.nii.gz",
+        rule=Components((folder / "b.nii.gz",), {2: 0, 10: 0}),
+        defaced=folder / "a.nii.gz",
+        series_uid="1.2.3",
+        part="val",
+        spacing_zyx_mm=(2.5, 1, 1),
+        rescale=(1, -1024),
+    )
+    painted = d3.read_manifest(write(folder, case(objects=[BOX], paint="ellipsoid"))).sources[0]
+    assert painted.paint == "ellipsoid"
+
+
+def test_components_without_code(folder: Path, tmp_path: Path) -> None:
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1:3, 1:3, 1:3], labels[4:6, 5, 5:8], labels[0, 0, 0] = 2, 2, 1
+    affine = np.diag([1.0, 1, 2, 1])
+    d3.write_nifti(labels, folder / "b.nii.gz", affine=affine)
+    d3.write_nifti(np.ones((6, 7, 8), np.float32), folder / "a.nii.gz", affine=affine)
+    dataset = d3.read_manifest(write(folder, case(semantic="b.nii.gz", components={"2": 0})))
+    d3.prepare_many(dataset, tmp_path / "out", d3.PrepareSpec(target_zyx_mm=None), workers=0)
+    made = d3.Store.open(tmp_path / "out")["a"]
+    assert made.boxes.tolist() == [[1, 1, 1, 3, 3, 3], [4, 5, 5, 6, 6, 8]]
+    assert made.label_kinds == ("instances", "semantic")
+    described = as_text(describe_case(made))
+    assert "found:\n    components: 2\n    dropped below 3 voxels: 0\n" in described
+
+
+def test_series_of_a_dicom_folder(tmp_path: Path, dicom_series: Callable[..., None]) -> None:
+    (tmp_path / "set").mkdir()
+    dicom_series(tmp_path / "set" / "one", [0, 2, 4], series="1.2.840.113619")
+    for more, wanted in (({}, "1.2.840.113619"), ({"series_uid": "9.9"}, "9.9")):
+        record = manifest(cases=[{"case_id": "one", "images": ["one"], **more}], modality="CT")
+        source = d3.read_manifest(write(tmp_path / "set", record)).sources[0]
+        assert (source.series_uid, source.modality) == (wanted, "CT")
 
 
 def test_no_object_is_not_no_label(folder: Path) -> None:

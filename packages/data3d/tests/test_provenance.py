@@ -1,8 +1,10 @@
 """A source that did not change is not read again; one that did is noticed, whatever its time says."""
 
 import hashlib
+import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import girih_data3d as d3
+from girih_data3d.object_rules import Components, ObjectRule, Votes
 from girih_data3d.provenance import is_origin, origin_of
 from girih_data3d.source import read_source
 
@@ -68,6 +71,83 @@ def test_every_field_counts(made: d3.CaseSource, change: dict[str, object]) -> N
     assert not is_origin(replace(made, **changed), origin)
     assert not is_origin(made, None)
     assert not is_origin(made, {"images": 3})
+
+
+def ruled(made: d3.CaseSource, rule: ObjectRule) -> d3.CaseSource:
+    return d3.CaseSource("x", made.images, rule=rule)
+
+
+@dataclass(frozen=True)
+class Other:
+    """A rule with the fields of `Components`."""
+
+    files: tuple[Path, ...]
+    classes: Mapping[int, int]
+    min_voxels: int = 3
+    known: tuple[int, ...] | None = None
+
+    def find(self, scan: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_rule_is_its_name_its_values_and_its_files(made: d3.CaseSource) -> None:
+    path = made.instances[0]
+    rule = Components((path,), {2: 0, 1: 1})
+    origin = origin_of(ruled(made, rule))
+    assert origin["rule"]["name"] == "Components"
+    assert origin["rule"]["values"]["classes"] == {"1": 1, "2": 0}
+    assert origin["rule"]["values"]["files"][0]["sha256"] == hashlib.sha256(b"objects.nii").hexdigest()
+    assert json.loads(json.dumps(origin)) == origin
+    assert is_origin(ruled(made, rule), json.loads(json.dumps(origin)))
+    others = [replace(rule, min_voxels=4), replace(rule, classes={2: 0}), replace(rule, known=(5,))]
+    for other in (*others, Other((path,), {2: 0, 1: 1}), Votes(((0, (path,)),))):
+        assert not is_origin(ruled(made, other), origin)
+    assert not is_origin(d3.CaseSource("x", made.images), origin)
+    path.write_bytes(b"OBJECTS.nii")
+    assert not is_origin(ruled(made, rule), origin)
+
+
+def test_files_deep_inside_a_rule_count(made: d3.CaseSource) -> None:
+    rule = Votes(((0, made.images), (1, made.instances)), readers=4)
+    origin = origin_of(ruled(made, rule))
+    assert is_origin(ruled(made, rule), origin)
+    os.utime(made.images[1])
+    assert is_origin(ruled(made, rule), origin)
+    made.images[1].write_bytes(b"T2/a.nii")
+    assert not is_origin(ruled(made, rule), origin)
+
+
+def test_what_a_rule_cannot_hold(made: d3.CaseSource) -> None:
+    with pytest.raises(ValueError, match="of type set cannot be recorded, wanted a plain value or a path"):
+        origin_of(ruled(made, Other(made.images, {1: {2}})))  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rescale": (1, -1024)},
+        {"spacing_zyx_mm": (1, 1, 1)},
+        {"series_uid": "1.2"},
+        {"part": "val"},
+        {"defaced": Path("t1/a.nii")},
+        {"paint": "box", "instances": (), "instance_classes": {}, "ignore": ()},
+    ],
+)
+def test_every_later_field_counts(made: d3.CaseSource, change: dict[str, Any]) -> None:
+    more = {**change, **({"defaced": made.images[0]} if "defaced" in change else {})}
+    origin = origin_of(made)
+    assert is_origin(made, origin)
+    assert not is_origin(replace(made, **more), origin)
+    assert is_origin(replace(made, **more), origin_of(replace(made, **more)))
+
+
+def test_a_record_from_before_a_field_was_known(made: d3.CaseSource) -> None:
+    old = origin_of(made)
+    for name in ("rule", "paint", "defaced", "rescale", "spacing_zyx_mm", "series_uid", "part"):
+        del old[name]
+    assert is_origin(made, old)
+    assert is_origin(replace(made, series_uid="1.2"), old)  # says nothing about the content
+    assert not is_origin(replace(made, rescale=(1, 2)), old)
 
 
 def test_members_of_a_folder(tmp_path: Path) -> None:

@@ -131,10 +131,12 @@ def test_a_dicom_series_keeps_its_slopes(tmp_path: Path, dicom_series: Callable[
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rescale": (0, 1)}, r"rescale is \(0, 1\), wanted a slope that is not 0"),
+        ({"rescale": (0, 1)}, r"rescale is \(0, 1\), wanted a finite slope that is not 0"),
         ({"rescale": (float("nan"), 1)}, "rescale is"),
-        ({"spacing_zyx_mm": (1, -1, 1)}, r"spacing_zyx_mm is \(1, -1, 1\), wanted three positive lengths"),
-        ({"spacing_zyx_mm": (1, float("inf"), 1)}, "wanted three positive lengths"),
+        ({"spacing_zyx_mm": (1, -1, 1)}, r"spacing_zyx_mm is \(1, -1, 1\), wanted three lengths above 0"),
+        ({"spacing_zyx_mm": (1, float("inf"), 1)}, "wanted three lengths above 0 and below 50 mm"),
+        ({"spacing_zyx_mm": (1, 1, 10**400)}, "wanted three lengths"),
+        ({"rescale": (1, -(10**400))}, "wanted a finite slope"),
     ],
 )
 def test_numbers_out_of_range(given: dict[str, Any], message: str) -> None:

@@ -1,17 +1,18 @@
 """The files of one case and what is known about it, and a dataset as a list of such cases."""
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from girih_data3d.affine import MAX_SPACING_MM
 from girih_data3d.grid_checks import Frame
 from girih_data3d.nifti import Rescale
 from girih_data3d.object_label import ObjectLabel
 from girih_data3d.object_rules import ObjectRule
 from girih_data3d.painting import Paint
-from girih_data3d.resampling import Triple
+from girih_data3d.resampling import Number, Triple
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ class CaseSource:
         if self.paint is not None and given not in ([], ["objects"]):
             raise ValueError(f"{where}: paint is for objects without masks, but {given[0]} is given")
         spacing, rescale = self.spacing_zyx_mm, self.rescale
-        if spacing is not None and not (len(spacing) == 3 and all(math.isfinite(mm) and mm > 0 for mm in spacing)):
-            raise ValueError(f"{where}: spacing_zyx_mm is {spacing}, wanted three positive lengths in mm")
-        if rescale is not None and not (len(rescale) == 2 and all(map(math.isfinite, rescale)) and rescale[0] != 0):
-            raise ValueError(f"{where}: rescale is {rescale}, wanted a slope that is not 0 and an intercept")
+        if spacing is not None and not (len(spacing) == 3 and all(0 < mm < MAX_SPACING_MM for mm in spacing)):
+            raise ValueError(
+                f"{where}: spacing_zyx_mm is {spacing}, wanted three lengths above 0 and below {MAX_SPACING_MM:g} mm"
+            )
+        if rescale is not None and not (len(rescale) == 2 and rescale[0] != 0 and all(map(_is_finite, rescale))):
+            raise ValueError(f"{where}: rescale is {rescale}, wanted a finite slope that is not 0 and an intercept")
 
 
 @dataclass(frozen=True)
@@ -86,3 +89,7 @@ class Dataset:
     sources: tuple[CaseSource, ...]
     passed_over: tuple[str, ...] = ()
     """Names in a folder of scans that are none."""
+
+
+def _is_finite(value: Number) -> bool:
+    return abs(value) <= sys.float_info.max  # also of whole numbers too large for a float
