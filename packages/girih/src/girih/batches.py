@@ -25,7 +25,7 @@ class Survey:
     modality: str | None
     """None: not known, or not the same in all cases."""
     sha256: str
-    """Of the cases' names and the checksums of what they hold."""
+    """See `content_sha256`."""
 
 
 def open_stores(paths: Collection[Path]) -> dict[str, girih_data3d.Store]:
@@ -60,12 +60,17 @@ def survey(store: girih_data3d.Store) -> Survey:
     for n in set(index.channels) - {channels}:
         _refuse(store, index.channels == n, f"has {n} channels, {first!r} has {channels}")
     modalities = set(index.modalities)
-    content = "\n".join(f"{name} {crc}" for name, crc in zip(index.case_ids, index.contents.tolist(), strict=True))
     return Survey(
         in_channels=channels,
         modality=modalities.pop() if len(modalities) == 1 else None,
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        sha256=content_sha256(store),
     )
+
+
+def content_sha256(store: girih_data3d.Store) -> str:
+    """Return a hash of the cases' names and the checksums of what they hold."""
+    pairs = zip(store.index.case_ids, store.index.contents.tolist(), strict=True)
+    return hashlib.sha256("\n".join(f"{name} {crc}" for name, crc in pairs).encode()).hexdigest()
 
 
 def require_labels(store: girih_data3d.Store, kinds: Collection[str], *, objects: bool = False) -> None:

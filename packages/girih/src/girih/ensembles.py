@@ -12,7 +12,7 @@ from torch import Tensor
 
 import girih_data3d
 from girih.checkpoints import latest_checkpoint, load_model
-from girih.networks import make_detector
+from girih.networks import OPTIONS, make_detector
 from girih.plans import plan_from_json
 from girih.runs import RunFolder, config_sha256
 from girih_detectors import Detector
@@ -84,13 +84,16 @@ def _alone(run: Path) -> Ensemble:
     if checkpoint is None:
         raise ValueError(f"{run} has no finished checkpoint yet")
     plan = plan_from_json(_field(config, where, "plan"), where)
+    kind = _field(config, where, "settings").get("detector", "retina_unet")  # what there was before this setting
+    if kind not in OPTIONS:
+        raise ValueError(f"{where}: settings.detector is {kind!r}, wanted one of {', '.join(OPTIONS)}")
     detector = make_detector(
         plan,
         in_channels=_field(config, where, "in_channels"),
         classes=tuple(_field(config, where, "classes")),
-        segmentation=_field(config, where, "settings", "segmentation"),
         seed=0,
-        flavour=_field(config, where, "settings", "flavour"),
+        detector=kind,
+        **{name: _field(config, where, "settings", name) for name in OPTIONS[kind]},
     )
     recipe = _field(config, where, "settings", "recipe")
     weights = load_model(checkpoint, averaged=recipe.get("ema_decay", 0) > 0)
@@ -111,7 +114,7 @@ def _alone(run: Path) -> Ensemble:
         spec=spec,
         patch_zyx=plan.patch_zyx,
         models=(f"{checkpoint.name} {_hash(config_sha256(config), weights)}",),
-        trained_on=frozenset([_field(config, where, "dataset_sha256")]),
+        trained_on=frozenset([_field(config, where, "dataset_sha256"), config.get("store_sha256")]) - {None},
     )
 
 

@@ -90,6 +90,8 @@ def train(
     title: str,
     on_checkpoint: Callable[[nn.Module, int], None],
     lr_at: Callable[[str, int], float] | None = None,
+    validate: Callable[[nn.Module, int], None] = lambda model, step: None,
+    validate_every: int = 0,
 ) -> nn.Module:
     """Train `model` for `recipe.steps` steps and return it, unwrapped, or its moving average where the recipe has one.
 
@@ -108,6 +110,8 @@ def train(
         title: what the progress bar says.
         on_checkpoint: called on the main process after each checkpoint with what is returned at last, and the step.
         lr_at: (name of a parameter group, step) -> its learning rate; None: the recipe's, for all groups.
+        validate: called on every process with what is returned at last, and the step; what it raises ends the training.
+        validate_every: steps between these calls, the last step has one too; 0: there is none.
 
     Raises:
         ValueError: the folder holds another run, or one that is not to be resumed, or the loss, a part of it or the
@@ -152,7 +156,7 @@ def train(
         save_checkpoint(folder.checkpoints, accelerator, model, optimiser, state, average=average)
         if accelerator.is_main_process:
             on_checkpoint(result, step)
-            progress_png(folder.metrics, folder.path / "progress.png")
+            progress_png(folder.metrics, folder.path / "progress.png", folder.validations)
 
     model.train()
     with _progress(accelerator) as progress:
@@ -198,13 +202,17 @@ def train(
             if before is not None:
                 note(before)  # of the step before: a GPU works on this one meanwhile
             before = row
-            if step == recipe.steps or step % training.checkpoint_every == 0:
+            validating = validate_every > 0 and (step == recipe.steps or step % validate_every == 0)
+            if validating or step == recipe.steps or step % training.checkpoint_every == 0:
                 note(row)
                 before = None
+            if validating:
+                check_finite((plain_model, result), step, accelerator)
+                validate(result, step)
             if step % training.checkpoint_every == 0 and step < recipe.steps:
                 checkpoint_now()
             elif accelerator.is_main_process and step > started + 1 and time.monotonic() - plotted > BETWEEN_PLOTS_S:
-                progress_png(folder.metrics, folder.path / "progress.png")
+                progress_png(folder.metrics, folder.path / "progress.png", folder.validations)
                 plotted = time.monotonic()
         if step > started:
             checkpoint_now()

@@ -11,10 +11,12 @@ import girih_backbones
 import girih_data3d
 import girih_ssl
 from girih.plans import Plan
-from girih_detectors import Flavour, FocalL1, HnmGiou, RetinaUNet
+from girih_detectors import DeformableDETR, Flavour, FocalL1, HnmGiou, RetinaUNet
 
 FLAVOURS: Mapping[str, type[FocalL1] | type[HnmGiou]] = {"focal_l1": FocalL1, "hnm_giou": HnmGiou}
 """Losses of Retina U-Net by name."""
+OPTIONS: Mapping[str, tuple[str, ...]] = {"retina_unet": ("flavour", "segmentation"), "deformable_detr": ()}
+"""Detectors by name, and the settings of `girih finetune` that only this one has."""
 
 
 def make_encoder(plan: Plan, in_channels: int) -> girih_backbones.Encoder:
@@ -41,24 +43,34 @@ def make_detector(
     *,
     in_channels: int,
     classes: tuple[str, ...],
-    segmentation: bool,
     seed: int,
+    detector: str = "retina_unet",
+    segmentation: bool = True,
     flavour: str = "focal_l1",
-) -> RetinaUNet:
-    """Return Retina U-Net on the plan's pyramid, with weights drawn from `seed`; its heads have the encoder's ReLU."""
-    loss: Flavour = FLAVOURS[flavour]()
+) -> RetinaUNet | DeformableDETR:
+    """Return the detector that a plan describes, with weights drawn from `seed`.
+
+    Retina U-Net has the plan's neck, and in its heads the encoder's activation. Deformable DETR reads the last four
+    maps of the plan's encoder alone; `segmentation` and `flavour` mean nothing to it.
+
+    Raises:
+        ValueError: there is no such detector, or the plan lacks what it needs.
+    """
     with _seeded(seed):
-        pyramid = make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels)
-        return RetinaUNet(
-            pyramid,
-            classes=classes,
-            anchors_zyx=torch.tensor(plan.anchors["sizes_zyx_voxels"], dtype=torch.float32),
-            levels=plan.levels,
-            segmentation=segmentation,
-            head_channels=pyramid.channels[plan.levels[0]],
-            loss=loss,
-            activation=plan.encoder["kwargs"].get("activation", "leaky_relu"),
-        )
+        if detector == "retina_unet":
+            return _retina_unet(plan, in_channels, classes, segmentation, FLAVOURS[flavour]())
+        if detector == "deformable_detr":
+            if plan.queries is None:
+                raise ValueError("the plan has no queries, which Deformable DETR needs: a whole number of at least 1")
+            return DeformableDETR(make_encoder(plan, in_channels), classes=classes, queries=plan.queries)
+    raise ValueError(f"detector is {detector!r}, wanted one of {', '.join(OPTIONS)}")
+
+
+def encoder_of(detector: RetinaUNet | DeformableDETR) -> girih_backbones.Encoder:
+    """Return a detector's encoder, under a neck or alone."""
+    pyramid: Any = detector.pyramid
+    encoder: girih_backbones.Encoder = getattr(pyramid, "encoder", pyramid)
+    return encoder
 
 
 def make_objective(
@@ -103,7 +115,7 @@ def make_objective(
 
 
 def initialise(
-    detector: nn.Module,
+    detector: RetinaUNet | DeformableDETR,
     weights: girih_backbones.Weights,
     spec: girih_data3d.PrepareSpec,
     patch_zyx: tuple[int, int, int],
@@ -118,9 +130,13 @@ def initialise(
     Raises:
         ValueError: an expected tensor was not loaded and no pattern in `allow` matches it.
     """
-    pyramid: Any = detector.pyramid
     report = girih_backbones.load_weights(
-        pyramid.encoder, weights, stem=stem, allow=allow, skip_deeper=skip_deeper, average_kernels=average_kernels
+        encoder_of(detector),
+        weights,
+        stem=stem,
+        allow=allow,
+        skip_deeper=skip_deeper,
+        average_kernels=average_kernels,
     )
     warnings, changed = list(report.differences), []
     for name, now in (("normalisation", spec.record), ("spacing_zyx_mm", spec.target_zyx_mm), ("patch_zyx", patch_zyx)):
@@ -130,6 +146,22 @@ def initialise(
     if changed:
         warnings.append(f"pre-trained with {'; '.join(changed)}")
     return report, warnings
+
+
+def _retina_unet(
+    plan: Plan, in_channels: int, classes: tuple[str, ...], segmentation: bool, loss: Flavour
+) -> RetinaUNet:
+    pyramid = make_pyramid(plan, in_channels, outputs=[0, *plan.levels] if segmentation else plan.levels)
+    return RetinaUNet(
+        pyramid,
+        classes=classes,
+        anchors_zyx=torch.tensor(plan.anchors["sizes_zyx_voxels"], dtype=torch.float32),
+        levels=plan.levels,
+        segmentation=segmentation,
+        head_channels=pyramid.channels[plan.levels[0]],
+        loss=loss,
+        activation=plan.encoder["kwargs"].get("activation", "leaky_relu"),
+    )
 
 
 @contextmanager

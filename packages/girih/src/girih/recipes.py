@@ -26,6 +26,10 @@ class Recipe:
     """Momentum of sgd."""
     weight_decay: float = 3e-5
     """Decay of the weights."""
+    eps: float = 1e-8
+    """Of adamw: what is added to the root of the second moment."""
+    amsgrad: bool = False
+    """Of adamw: divide by the largest second moment so far."""
     clip_norm: float = 0.0
     """Largest norm of the gradient; 0: not clipped."""
     ema_decay: float = 0.0
@@ -43,6 +47,7 @@ class Recipe:
         )
         require("momentum", self.momentum, 0 <= self.momentum < 1, "0 to below 1")
         require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("eps", self.eps, math.isfinite(self.eps) and self.eps > 0, "a number above 0")
         require("clip_norm", self.clip_norm, self.clip_norm >= 0, "0 or more")
         require("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "0 to below 1")
 
@@ -56,7 +61,9 @@ class Recipe:
     def make_optimiser(self, groups: Iterable[Any]) -> torch.optim.Optimizer:
         """Return the optimiser over parameters or parameter groups."""
         if self.optimiser == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(
+                groups, lr=self.lr, weight_decay=self.weight_decay, eps=self.eps, amsgrad=self.amsgrad
+            )
         return torch.optim.SGD(
             groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
         )
@@ -80,19 +87,74 @@ def require(name: str, found: object, good: bool, wanted: str) -> None:
         raise ValueError(f"{name} is {found}, wanted {wanted}")
 
 
+@dataclass(frozen=True)
+class Restart:
+    """When a training has failed from the start, as those of transformers may, and how it then begins anew.
+
+    nnDetection's Deformable DETR restarts if the mean AP at IoU 0.1 over the epochs 14 to 19 (from 0, of 2500 steps) is
+    below 0.1. That the rate is then lower and warms up is public, the two numbers are not: ours are a third of the
+    recipe's, and the warm-up of nnDetection's Retina U-Net.
+    """
+
+    below: float = 0.1
+    """Mean validation AP below which the start has failed; 0: none has."""
+    first_step: int = 37_500
+    """Validations from this step on are judged."""
+    last_step: int = 50_000
+    """The last step judged; with it the start has failed or not. A shorter training is never judged."""
+    lr: float = 1e-4
+    """Learning rate of the second start."""
+    warmup_steps: int = 4000
+    """Warm-up of the second start."""
+
+    def __post_init__(self) -> None:
+        require("restart.below", self.below, self.below >= 0, "0 or more")
+        require("restart.first_step", self.first_step, self.first_step >= 1, "1 or more")
+        wanted = f"restart.first_step = {self.first_step} or more"
+        require("restart.last_step", self.last_step, self.last_step >= self.first_step, wanted)
+
+    def judged_at(self, every: int, steps: int) -> int | None:
+        """Return the step of the validation that decides; None: the start of a training of `steps` is not judged.
+
+        Raises:
+            ValueError: none of the validations, which come `every` so many steps, is to be judged.
+        """
+        if self.below == 0 or self.last_step >= steps:
+            return None
+        last = self.last_step // every * every
+        wanted = f"one that falls on a step from {self.first_step} to {self.last_step}, see --restart"
+        require("validate_every", every, last >= self.first_step, wanted)
+        return last
+
+    def second(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of the second start; it has as many steps as the first would have had.
+
+        Raises:
+            ValueError: a rate above that of the first start, or a warm-up that is no shorter than the training.
+        """
+        require("restart.lr", self.lr, 0 < self.lr <= recipe.lr, f"above 0, at most the first start's {recipe.lr}")
+        return replace(recipe, lr=self.lr, warmup_steps=self.warmup_steps)
+
+
 class Schedule(NamedTuple):
     """How a detector is fine-tuned."""
 
     recipe: Recipe
-    head_first: bool
+    head_first: bool = False
     """Whether all but the encoder warms up alone, see `sawtooth_lr`."""
+    restart: Restart = Restart(below=0.0)
 
 
 _NNUNET = Recipe(steps=125_000, lr=1e-3, warmup_steps=12_500)  # nnU-Net's warm-up of 50 epochs of 250 steps
 
 SCHEDULES: Mapping[str, Schedule] = {
-    "nndetection": Schedule(Recipe(steps=125_000, lr=1e-2, warmup_steps=4000), head_first=False),
-    "nnunet": Schedule(_NNUNET, head_first=False),
+    "nndetection": Schedule(Recipe(steps=125_000, lr=1e-2, warmup_steps=4000)),
+    "nnunet": Schedule(_NNUNET),
     "sawtooth": Schedule(_NNUNET, head_first=True),
+    "detr": Schedule(
+        Recipe(steps=250_000, lr=3e-4, optimiser="adamw", weight_decay=1e-4, eps=1e-4, amsgrad=True),
+        restart=Restart(),
+    ),
 }
-"""Of fine-tuning, by name. "nndetection" is that of Eckstein et al. 2025, from scratch and from pre-trained weights."""
+"""Of fine-tuning, by name. "nndetection" is that of Eckstein et al. 2025 for Retina U-Net, from scratch and from
+pre-trained weights; "detr" the one for Deformable DETR, which is nnDetection's."""

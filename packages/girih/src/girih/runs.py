@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, progress.png, checkpoints/; enough to see, resume or repeat a run."""
+"""The run folder: config.json, metrics.jsonl, validation.jsonl, progress.png, checkpoints/: to see, resume, repeat."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ VERSIONED = (
     "zarr",
 )
 # Where things lie and how fast they run. What lies there is compared: the resolved plan, what the labels mean, and the
-# hashes of data and weights.
+# hashes of data and weights. Cases beside those of a split change nothing.
 FREE_TO_CHANGE = {
-    *("out", "data", "plan", "weights", "datasets"),
+    *("out", "data", "plan", "weights", "datasets", "validation", "split", "store_sha256"),
     *(f"training.{name}" for name in ("resume", "workers", "checkpoint_every", "device", "trackers")),
 }
 
@@ -38,6 +38,13 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.validations = path / "validation.jsonl"
+        self.restart = path / "restart.json"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on from: a checkpoint, or a failed start, see `girih.restarts`."""
+        return (self.checkpoints / "latest").exists() or self.restart.exists()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -49,12 +56,12 @@ class RunFolder:
         return read_json(self.path / "config.json", "girih-run", "the folder of a finished or running training")
 
     def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Check that the run of `config` may use this folder: it holds no checkpoint, or is to go on with the same run.
+        """Check that the run of `config` may use this folder: nothing has begun there, or the same run is to go on.
 
         Raises:
             ValueError: the folder already holds a run and `resume` is false, or it is another run; the field is named.
         """
-        if (self.checkpoints / "latest").exists():
+        if self.begun:
             if not resume:
                 raise ValueError(f"{self.path} already holds a run; pass --resume to go on with it, or another --out")
             before, now = _deciding(self.config), _deciding(config)
@@ -66,7 +73,7 @@ class RunFolder:
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Write config.json; a folder without a checkpoint starts anew."""
-        if not (self.checkpoints / "latest").exists():
+        if not self.begun:
             write_json(self.path / "config.json", config)
 
     def log(self, row: Mapping[str, float | int]) -> None:
@@ -74,11 +81,17 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
+    def log_validation(self, row: Mapping[str, float | int]) -> None:
+        """Add one row to validation.jsonl, on disk for good: a later decision depends on it."""
+        before = self.validations.read_text(encoding="utf-8") if self.validations.exists() else ""
+        write_text(self.validations, before + json.dumps(row, allow_nan=False) + "\n")
+
     def forget_after(self, step: int) -> None:
-        """Drop the rows of metrics.jsonl beyond `step`: a resumed run writes them again."""
-        if self.metrics.exists():
-            rows = [line for line in self.metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            write_text(self.metrics, "".join(row + "\n" for row in rows))
+        """Drop the rows of metrics.jsonl and validation.jsonl beyond `step`: a resumed run writes them again."""
+        for table in (self.metrics, self.validations):
+            if table.exists():
+                rows = [line for line in table.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+                write_text(table, "".join(row + "\n" for row in rows))
 
 
 def run_config(command: Any, **more: Any) -> dict[str, Any]:
@@ -166,7 +179,7 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the numbers: settings, and the content of data, plan and weights."""
     parts = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("schema", "versions")}))
     rows = flat(parts.pop("settings"))
-    return flat(parts) | {name: value for name, value in rows.items() if name not in FREE_TO_CHANGE}
+    return {name: value for name, value in (flat(parts) | rows).items() if name not in FREE_TO_CHANGE}
 
 
 def _step(line: str) -> int:

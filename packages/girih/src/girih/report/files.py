@@ -164,8 +164,8 @@ def read_boxes(path: Path, kind: Literal["detections", "truth"]) -> Boxes:
     )
 
 
-def read_curves(path: Path) -> dict[str, Float64[np.ndarray, " n"]]:
-    """Return the columns "step", "loss" and "lr" of a metrics.jsonl, in the order of steps.
+def read_curves(path: Path, columns: tuple[str, ...] = ("step", "loss", "lr")) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Return columns of a metrics.jsonl, or of another file of one JSON object per line, in the order of the first.
 
     Of a long run, 5000 evenly spaced rows are read.
 
@@ -179,22 +179,23 @@ def read_curves(path: Path) -> dict[str, Float64[np.ndarray, " n"]]:
     if not lines:
         raise ValueError(f"{path}: it is empty, wanted one JSON object per line")
     picked = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), MAX_ROWS)).round().astype(int))
-    rows = [_row(path, int(number), lines[number]) for number in picked]
+    rows = [_row(path, int(number), lines[number], columns) for number in picked]
     table = np.array(sorted(rows), dtype=np.float64)
-    return {"step": table[:, 0], "loss": table[:, 1], "lr": table[:, 2]}
+    return {name: table[:, column] for column, name in enumerate(columns)}
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def _row(path: Path, number: int, line: str) -> tuple[float, float, float]:
+def _row(path: Path, number: int, line: str, columns: tuple[str, ...]) -> tuple[float, ...]:
     try:
         row = json.loads(line)
-        return float(row["step"]), float(row["loss"]), float(row["lr"])
+        return tuple(float(row[name]) for name in columns)
     except (ValueError, KeyError, TypeError) as error:
         found = line if len(line) < 120 else f"{line[:120]}..."
-        raise ValueError(f"{path}, line {number + 1}: found {found!r}, wanted numbers step, loss and lr") from error
+        wanted = f"{', '.join(columns[:-1])} and {columns[-1]}"
+        raise ValueError(f"{path}, line {number + 1}: found {found!r}, wanted numbers {wanted}") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

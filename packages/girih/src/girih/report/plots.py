@@ -31,18 +31,28 @@ FONT_SIZE = 11.0
 WIDTH_INCH, HEIGHT_INCH = 5.6, 3.5
 
 
-def progress_png(metrics_jsonl: Path, png: Path) -> None:
+def progress_png(metrics_jsonl: Path, png: Path, validation_jsonl: Path | None = None) -> None:
     """Draw a run's loss, its moving average and the learning rate over the steps into `png`, whole or not at all.
 
+    With validations, if the file is there and has any, their AP is drawn between the two.
+
     Raises:
-        ValueError: `metrics_jsonl` cannot be read; file and line are named.
+        ValueError: a file cannot be read; file and line are named.
     """
     curves = read_curves(metrics_jsonl)
-    figure = Figure(figsize=(WIDTH_INCH, 1.7 * HEIGHT_INCH), layout="constrained")
-    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    scored = validation_jsonl is not None and validation_jsonl.is_file() and validation_jsonl.stat().st_size > 0
+    heights = (2, 1, 1) if scored else (2, 1)
+    figure = Figure(figsize=(WIDTH_INCH, (2.3 if scored else 1.7) * HEIGHT_INCH), layout="constrained")
+    loss, *middle, rate = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _draw_loss(loss, curves, 0)
     loss.set_ylabel("loss", fontsize=FONT_SIZE)
     _tidy(loss)
+    if validation_jsonl is not None and middle:
+        found = read_curves(validation_jsonl, ("step", "ap"))
+        middle[0].plot(found["step"], found["ap"], color=ARM_COLOURS[0], marker=ARM_MARKERS[0], markersize=4)
+        middle[0].set_ylim(-0.03, 1.03)
+        middle[0].set_ylabel("validation AP", fontsize=FONT_SIZE)
+        _tidy(middle[0])
     rate.plot(curves["step"], curves["lr"], color=ARM_COLOURS[2], linewidth=1.2)
     rate.set(xlabel="optimiser step", ylabel="learning rate", ylim=(0, None))
     rate.xaxis.set_major_locator(MaxNLocator(6, integer=True))
