@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--workers", type=int, default=0, metavar="N", help="processes; default: none but this one")
     check.add_argument(
-        "--format", metavar="NAME", help="also compare images, objects and official parts with what is stated of it"
+        "--format",
+        metavar="NAME",
+        help="also compare images, objects and official parts with what is stated of it, if nothing is damaged",
     )
     check.set_defaults(run=_verify)
     export = commands.add_parser(
@@ -157,8 +159,9 @@ def _verify(options: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{options.root}: {len(found.ok)} cases sound, {len(found.failed)} problems (level {options.level})\n"
     )
-    equal = options.format is None or print_comparison(options.format, Store.open(options.root))
-    return 0 if equal and not found.failed else FAILED
+    if found.failed:
+        return FAILED
+    return 0 if options.format is None or print_comparison(options.format, Store.open(options.root)) else FAILED
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -59,6 +59,7 @@ def test_what_was_planted_comes_out(
         "test1": "test",
     }
     assert len(store["t"].boxes) == 2  # they touch, and stay apart
+    assert store.index.instances.all()  # the case without objects too: samples of all have masks
 
 
 def test_three_hundred_objects(tmp_path: Path, scans: dict[str, Any], prepare: Callable[..., d3.Store]) -> None:
@@ -118,6 +119,14 @@ def test_numbers_of_mask_and_record_differ(root: Path, scans: dict[str, Any], tm
     report = d3.prepare_many(read_format("nndetection", root), tmp_path / "o", d3.PrepareSpec(), workers=0)
     assert list(report.failed) == ["a"]
     assert "object 3 has no class" in report.failed["a"]
+
+
+def test_mask_of_a_case_without_objects_is_empty(root: Path, scans: dict[str, Any], tmp_path: Path) -> None:
+    scans["empty"].write(root / "raw_splitted" / "labelsTr" / "empty.nii.gz", scans["plain"].labels())
+    rewrite(root, labels={"0": "one", "1": "two"})
+    report = d3.prepare_many(read_format("nndetection", root), tmp_path / "o", d3.PrepareSpec(), workers=0)
+    assert list(report.failed) == ["empty"]
+    assert "label 1, wanted one of [0]" in report.failed["empty"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_every_option_is_documented_and_has_a_default() -> None:
             assert option.doc, (name, option.name)
             assert option.accepts(option.default), (name, option.name)
             assert option.wanted
+            assert parse_options(known, [f"{option.name}={option.default}"]) == {option.name: option.default}
 
 
 def test_stated_parts_add_up() -> None:

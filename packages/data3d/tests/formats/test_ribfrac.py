@@ -127,22 +127,36 @@ def test_rows_that_cannot_be(root: Path, row: list[Any], message: str, write_row
         read_format("ribfrac", root)
 
 
-def test_rows_without_files(root: Path) -> None:
-    for what in ("image", "label"):
-        place_of(root, f"RibFrac2-{what}.nii.gz").unlink()
+def test_images_not_downloaded(root: Path) -> None:
+    place_of(root, "RibFrac2-image.nii.gz").unlink()
     with pytest.raises(d3.ManifestError, match=r"RibFrac2-image.nii.gz: no such file, .*\(1 such cases\)"):
         read_format("ribfrac", root)
     assert len(read_format("ribfrac", root, partial=True).sources) == 4
 
 
-@pytest.mark.parametrize("what", ["image", "label"])
-def test_half_of_a_pair(root: Path, what: str) -> None:
-    place_of(root, f"RibFrac2-{what}.nii.gz").unlink()
-    for partial in (False, True):
-        with pytest.raises(
-            d3.ManifestError, match=rf"RibFrac2-{what}.nii.gz: no such file, the {what} of case 'RibFrac2'"
-        ):
-            read_format("ribfrac", root, partial=partial)
+@pytest.mark.parametrize("partial", [False, True])
+def test_image_without_its_label(root: Path, partial: bool) -> None:
+    place_of(root, "RibFrac2-label.nii.gz").unlink()
+    with pytest.raises(d3.ManifestError, match=r"RibFrac2-label.nii.gz: no such file, the label of case 'RibFrac2'"):
+        read_format("ribfrac", root, partial=partial)
+
+
+def test_table_that_is_missing(root: Path) -> None:
+    (root / "ribfrac-val-info.csv").unlink()
+    with pytest.raises(d3.ManifestError, match=r"RibFrac421-image.nii.gz: case 'RibFrac421' is in none of the tables"):
+        read_format("ribfrac", root, unlabelled=True)
+
+
+@pytest.mark.parametrize("given", ["..", "ribfrac-train-images-1"])
+def test_another_level(root: Path, given: str) -> None:
+    assert len(read_format("ribfrac", root / given).sources) == 5
+
+
+def test_mask_of_a_case_without_objects_is_empty(root: Path, scans: dict[str, Any], tmp_path: Path) -> None:
+    scans["empty"].write(place_of(root, "RibFrac421-label.nii.gz"), scans["plain"].labels())
+    report = d3.prepare_many(read_format("ribfrac", root), tmp_path / "out", d3.PrepareSpec(), workers=0)
+    assert list(report.failed) == ["RibFrac421"]
+    assert "label 1, wanted one of [0]" in report.failed["RibFrac421"]
 
 
 def test_label_that_no_table_has(root: Path, scans: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def _from_table(path: Path) -> list[Case]:
         for column in ("cta_img_file", "aneurysm_seg_file"):
             file = path.parent / row.text(column).replace("\\", "/")
             if file.parent not in there:
-                there[file.parent] = list_folder(file.parent).names
+                there[file.parent] = list_folder(file.parent).names if file.parent.is_dir() else frozenset()
             if file.name not in there[file.parent]:
                 raise ManifestError(f"{row.where}: {column} is {row[column]!r}: no such file")
             files.append(file)

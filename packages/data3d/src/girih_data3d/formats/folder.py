@@ -66,11 +66,11 @@ def read(
         return all(name == "." or name in listing.folders for name in (images, labels))
 
     root = find_root(folder, is_root, f"{_shown(images)} and {_shown(labels)}", inner=(images, labels)).folder
-    scans, masks = _named(root / images, image_suffix, images == labels, label_suffix), {}
-    for name, path in _named(root / labels, label_suffix, images == labels, image_suffix).items():
-        if name in scans:
-            masks[name] = path
-        elif images != labels or label_suffix:
+    mixed = images == labels
+    scans = _named(root / images, image_suffix, other=label_suffix if mixed else None, series=not mixed)
+    masks = _named(root / labels, label_suffix, other=image_suffix if mixed else None, series=False)
+    for name, path in masks.items():
+        if name not in scans:
             raise ManifestError(f"{path}: a label file without a scan named {name + image_suffix}")
     lost = sorted(set(scans) - set(masks))
     if lost and missing == "refuse":
@@ -89,23 +89,25 @@ def _shown(name: str) -> str:
     return "scan files" if name == "." else f"a folder {name}"
 
 
-def _named(folder: Path, suffix: str, mixed: bool, other: str) -> dict[str, Path]:
-    """Return scans (or label files, where folders are none) by their names without ending and suffix."""
+def _named(folder: Path, suffix: str, *, other: str | None, series: bool) -> dict[str, Path]:
+    """Return scan files, and folders if they are series, by their names without ending and suffix.
+
+    `other` is the suffix of what lies among them and is passed over; None: nothing does.
+    """
     listing = list_folder(folder)
-    series = listing.folders if not mixed else ()
+    named = [(scan_name(Path(file)), file) for file in listing.files if is_scan(Path(file))]
+    named += [(name, name) for name in listing.folders] if series else []
     found: dict[str, Path] = {}
-    for file in (*(name for name in listing.files if is_scan(Path(name))), *series):
-        name = scan_name(Path(file)) if file not in series else file
-        if mixed and len(other) > len(suffix) and name.endswith(other):
+    for name, file in named:
+        ours = name.endswith(suffix)
+        if other is not None and name.endswith(other) and (not ours or len(other) > len(suffix)):
             continue
-        if not name.endswith(suffix):
-            if mixed:
-                continue
+        if not ours:
             raise ManifestError(f"{folder / file}: wanted a name that ends in {suffix}")
-        name = name.removesuffix(suffix)
-        if name in found:
-            raise ManifestError(f"{folder}: {name!r} is there twice, {found[name].name} and {file}")
-        found[name] = folder / file
+        stem = name.removesuffix(suffix)
+        if stem in found:
+            raise ManifestError(f"{folder}: {stem!r} is there twice, {found[stem].name} and {file}")
+        found[stem] = folder / file
     return found
 
 

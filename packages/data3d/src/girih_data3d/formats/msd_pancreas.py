@@ -26,7 +26,7 @@ def read(folder: Path, *, min_voxels: int = 3, unlabelled: bool = False, partial
         folder: that holds dataset.json, or the one above.
         min_voxels: smaller components are dropped; 3 as in nnDetection's preparation.
         unlabelled: also the images of imagesTs, as cases without labels.
-        partial: take the pairs that are there, though dataset.json lists or counts others.
+        partial: leave out pairs whose image is not there, and take other numbers than numTraining.
 
     Raises:
         ManifestError: another layout, other labels than background, pancreas and cancer, a file of a pair is missing,
@@ -73,7 +73,7 @@ def _labelled(folder: Path, content: dict[str, Any], path: Path, min_voxels: int
         case_id = scan_name(Path(image))
         if case_id in pairs:
             raise ManifestError(f"{where}: case {case_id!r} is listed twice")
-        if not partial or (image in there["imagesTr"] and label in there["labelsTr"]):
+        if image in there["imagesTr"] or not partial:
             pairs[case_id] = (image, label)
     refuse_missing(folder / "imagesTr", "image", {case: pair[0] for case, pair in pairs.items()}, there["imagesTr"])
     refuse_missing(folder / "labelsTr", "label", {case: pair[1] for case, pair in pairs.items()}, there["labelsTr"])

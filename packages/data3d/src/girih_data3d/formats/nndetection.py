@@ -11,6 +11,7 @@ from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.nnunet import group_channels, modality_of, read_channels
+from girih_data3d.formats.regions import Regions
 from girih_data3d.manifest import CaseSource, Dataset
 
 NAME = "nndetection"
@@ -94,13 +95,15 @@ def _cases(
     sources = []
     for case_id, files in grouped.items():
         label = labels / f"{case_id}{ENDING}"
+        instances = _instances(labels / f"{case_id}.json", len(classes)) if labelled else {}
         sources.append(
             make_source(
                 str(files[0]),
                 case_id,
                 tuple(files),
-                instances=(label,) if labelled else (),
-                instance_classes=_instances(labels / f"{case_id}.json", len(classes)) if labelled else {},
+                instances=(label,) if instances else (),
+                instance_classes=instances,
+                rule=Regions(label, (), ()) if labelled and not instances else None,  # it has to be empty
                 modality=modality_of(channels),
                 part=part,
             )

@@ -10,7 +10,7 @@ from girih_data3d.formats.registry import get_format
 from girih_data3d.manifest import Dataset
 
 
-def read_format(name: str, folder: Path | str, **options: Any) -> Dataset:
+def read_format(name: str, folder: Path | str, /, **options: Any) -> Dataset:
     """Return the cases of a public dataset as it was unpacked; only names and tables are read, no voxels.
 
     Args:

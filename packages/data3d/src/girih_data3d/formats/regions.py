@@ -20,7 +20,8 @@ TOUCHING = np.ones((3, 3, 3), bool)
 class Regions:
     """Class k is what has any of the values `regions[k]`; its 26-connected components are its objects.
 
-    Regions may share values, as those of nested tumour regions do; then their objects overlap.
+    Regions may share values, as those of nested tumour regions do; then their objects overlap. Without regions and
+    known values the file has to be empty.
     """
 
     file: Path

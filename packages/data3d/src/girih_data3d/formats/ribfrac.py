@@ -8,7 +8,8 @@ from typing import Literal
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Counts, Format
-from girih_data3d.formats.listing import find_root, list_folder
+from girih_data3d.formats.listing import Listing, find_root, list_folder
+from girih_data3d.formats.regions import Regions
 from girih_data3d.formats.table import Row, read_csv
 from girih_data3d.manifest import CaseSource, Dataset
 
@@ -18,6 +19,14 @@ SCAN = re.compile(r"(RibFrac\d+)-(image|label)\.nii(\.gz)?", re.IGNORECASE)
 CODES = {1: "displaced", 2: "nondisplaced", 3: "buckle", 4: "segmental"}
 UNDEFINED = -1
 FRACTURE = "fracture"
+INNER = (
+    *(f"ribfrac-train-{what}-{part}" for what in ("images", "labels") for part in (1, 2)),
+    *(f"ribfrac-val-{what}" for what in ("images", "labels")),
+    "ribfrac-test-images",
+)
+"""Folders that archives unpack to."""
+LABELLED = 500
+"""Number of the last case whose labels are public."""
 DEPTH = 3
 """Folders below the dataset's in which scans are looked for: the archives unpack to ribfrac-train-images-1/Part1."""
 
@@ -41,25 +50,25 @@ def read(
         undefined: fractures with code -1: "keep" them as fractures, only with classes "fracture", or "ignore" them
             (real, but neither trained on nor scored; with "codes" they bear the class displaced, for they need one).
             By default they are kept with "fracture" and ignored with "codes".
-        unlabelled: also images that are in no table and have no label file (the test set), as part "test".
-        partial: leave out cases in the tables of which neither image nor label is there.
+        unlabelled: also the images above number 500, whose labels are hidden, as part "test".
+        partial: leave out cases in the tables whose image is not there.
 
     Raises:
         ManifestError: no tables, a row that cannot be, a label twice, a case in two tables, a file of a pair is
-            missing, a file twice, or a label file whose case is in no table.
+            missing, a file twice, or a case up to number 500 that is in no table.
     """
     if classes == "codes" and undefined == "keep":
         raise ValueError(f"format {NAME}: undefined is 'keep', which needs classes=fracture: no code has that class")
-    root = find_root(folder, lambda found: any(map(TABLE.fullmatch, found.files)), "ribfrac-*-info*.csv").folder
+    root = find_root(folder, _is_root, "ribfrac-*-info*.csv", inner=INNER).folder
     parts, codes = _tables(root)
     images, labels = _scans(root)
     wanted = {case_id: f"{case_id}-image.nii.gz" for case_id in codes}
     if partial:
-        wanted = {case_id: name for case_id, name in wanted.items() if case_id in images or case_id in labels}
+        wanted = {case_id: name for case_id, name in wanted.items() if case_id in images}
     refuse_missing(root, "image", {c: name for c, name in wanted.items() if c not in images}, ())
     refuse_missing(root, "label", {c: f"{c}-label.nii.gz" for c in wanted if c not in labels}, ())
-    for case_id, path in labels.items():
-        if case_id not in codes:
+    for case_id, path in (*images.items(), *labels.items()):
+        if case_id not in codes and (case_id in labels or int(case_id.removeprefix("RibFrac")) <= LABELLED):
             raise ManifestError(f"{path}: case {case_id!r} is in none of the tables in {root}")
     ignored = undefined == "ignore" or (undefined == "default" and classes == "codes")
     sources = [
@@ -75,9 +84,15 @@ def read(
     return make_dataset(root, NAME, CODES.values() if classes == "codes" else (FRACTURE,), sources)
 
 
+def _is_root(listing: Listing) -> bool:
+    return any(map(TABLE.fullmatch, listing.files))
+
+
 def _case(
     case_id: str, image: Path, label: Path, codes: Mapping[int, int], part: str, by_code: bool, ignored: bool
 ) -> CaseSource:
+    if not codes:  # an object without a row would be one of the only class
+        return make_source(str(image), case_id, (image,), rule=Regions(label, (), ()), modality="CT", part=part)
     return make_source(
         str(image),
         case_id,
