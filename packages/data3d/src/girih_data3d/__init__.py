@@ -13,6 +13,7 @@ from girih_data3d.case_preparation import prepare_case
 from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
+from girih_data3d.formats import FORMATS, Counts, Format, compare_counts, get_format, read_format
 from girih_data3d.geometry import Geometry
 from girih_data3d.index import CaseIndex, update_index
 from girih_data3d.instances import resample_instances
@@ -37,7 +38,10 @@ __all__ = [
     "CaseIndex",
     "CaseSource",
     "CorruptCaseError",
+    "Counts",
     "Dataset",
+    "FORMATS",
+    "Format",
     "Geometry",
     "ManifestError",
     "ObjectLabel",
@@ -52,6 +56,8 @@ __all__ = [
     "Store",
     "Verification",
     "boxes_to_ras",
+    "compare_counts",
+    "get_format",
     "move_boxes",
     "normalize",
     "objects_per_patch",
@@ -60,6 +66,7 @@ __all__ = [
     "prepare_many",
     "prepare_scan",
     "queries_for",
+    "read_format",
     "read_labels",
     "read_manifest",
     "read_scan",
