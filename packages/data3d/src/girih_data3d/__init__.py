@@ -13,7 +13,7 @@ from girih_data3d.case_preparation import prepare_case
 from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
-from girih_data3d.formats import FORMATS, Counts, Format, compare_counts, get_format, read_format
+from girih_data3d.formats import Counts, Format, compare_counts, get_format, read_format
 from girih_data3d.geometry import Geometry
 from girih_data3d.index import CaseIndex, update_index
 from girih_data3d.instances import resample_instances
@@ -40,7 +40,6 @@ __all__ = [
     "CorruptCaseError",
     "Counts",
     "Dataset",
-    "FORMATS",
     "Format",
     "Geometry",
     "ManifestError",
