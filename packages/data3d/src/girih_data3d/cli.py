@@ -22,6 +22,8 @@ from girih_data3d.store import Store
 from girih_data3d.verify import Level, verify
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+SHOWN = 10
+"""Names of what was passed over that are written out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,6 +123,9 @@ def _prepare(options: argparse.Namespace) -> int:
         crop=None if options.no_crop else "nonzero",
     )
     dataset = read_dataset(options)
+    if dataset.passed_over:
+        names, more = ", ".join(dataset.passed_over[:SHOWN]), len(dataset.passed_over) - SHOWN
+        sys.stderr.write(f"girih-data3d: passed over: {names}{f' and {more} more' if more > 0 else ''}\n")
     progress, executor = _Progress(len(dataset.sources[options.shard[0] :: options.shard[1]])), None
     with ExitStack() as stack:
         stack.callback(progress.end)

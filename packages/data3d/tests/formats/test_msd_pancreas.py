@@ -124,6 +124,12 @@ def test_label_outside_the_declared_ones(root: Path, scans: dict[str, Any], tmp_
     assert "label 3 (2 such labels), wanted 0 or one of [1, 2]" in report.failed["pancreas_plain"]
 
 
+def test_images_that_are_not_listed(root: Path, scans: dict[str, Any]) -> None:
+    scans["plain"].write(root / "imagesTr" / "pancreas_999.nii.gz")
+    dataset = read_format("msd-pancreas", root)
+    assert (len(dataset.sources), dataset.passed_over) == (4, ("imagesTr/pancreas_999.nii.gz",))
+
+
 def test_listed_twice(root: Path) -> None:
     content = json.loads((root / "dataset.json").read_text())
     rewrite(root, {**content, "numTraining": 5, "training": [*content["training"], content["training"][0]]})

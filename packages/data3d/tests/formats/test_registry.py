@@ -152,6 +152,18 @@ def test_command_prepares(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert (store.classes, store["plain"].modality, len(store.index.labels)) == (("nodule",), "CT", 4)
 
 
+def test_command_says_what_it_passes_over(
+    scans: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans["plain"].write(tmp_path / "scans" / "a.nii.gz")
+    for number in range(12):
+        (tmp_path / "scans" / f"{number:02}.txt").touch()
+    code, _, error = run(capsys, "prepare", tmp_path / "scans", tmp_path / "out", "--workers", 0)
+    assert code == 0
+    names = ", ".join(f"{number:02}.txt" for number in range(10))
+    assert error.startswith(f"girih-data3d: passed over: {names} and 2 more\n")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -10,7 +10,7 @@ from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.manifest import CaseSource, Dataset
 from girih_data3d.object_rules import Components
-from girih_data3d.scan import scan_name
+from girih_data3d.scan import is_scan, scan_name
 
 NAME = "msd-pancreas"
 LABELS = {"0": "background", "1": "pancreas", "2": "cancer"}
@@ -20,7 +20,8 @@ def read(folder: Path, *, min_voxels: int = 3, unlabelled: bool = False, partial
     """Read `Task07_Pancreas/{dataset.json, imagesTr, labelsTr, imagesTs}`.
 
     Objects are the 26-connected components of label 2, class "cancer"; pancreas and cancer stay as semantic labels.
-    Part "train" is imagesTr, "test" is imagesTs, whose labels are not public.
+    Part "train" is imagesTr, "test" is imagesTs, whose labels are not public. Images that dataset.json does not list
+    are passed over.
 
     Args:
         folder: that holds dataset.json, or the one above.
@@ -37,24 +38,28 @@ def read(folder: Path, *, min_voxels: int = 3, unlabelled: bool = False, partial
     )
     path = root.folder / "dataset.json"
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("labels") != LABELS:
-        found = content.get("labels") if isinstance(content, dict) else content
-        raise ManifestError(f"{path}: labels are {found!r}, wanted {LABELS}")
-    sources = _labelled(root.folder, content, path, min_voxels, partial)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, dict) or {key: str(name).lower() for key, name in labels.items()} != LABELS:
+        raise ManifestError(f"{path}: labels are {labels!r}, wanted {LABELS}")
+    images = list_folder(root.folder / "imagesTr")
+    sources = _labelled(images, content, path, min_voxels, partial)
+    listed = {source.images[0].name for source in sources}
+    unlisted = [f"imagesTr/{name}" for name in images.files if name not in listed]
     if unlabelled:
         images = list_folder(root.folder / "imagesTs")
         sources += [
             make_source(str(path), scan_name(Path(name)), (images.folder / name,), modality="CT", part="test")
             for name in images.files
+            if is_scan(Path(name))
         ]
-    return make_dataset(path, NAME, (LABELS["2"],), sources)
+    return make_dataset(path, NAME, (LABELS["2"],), sources, passed_over=unlisted)
 
 
 def _is_root(listing: Listing) -> bool:
     return listing.holds("dataset.json", "imagesTr", "labelsTr")
 
 
-def _labelled(folder: Path, content: dict[str, Any], path: Path, min_voxels: int, partial: bool) -> list[CaseSource]:
+def _labelled(images: Listing, content: dict[str, Any], path: Path, min_voxels: int, partial: bool) -> list[CaseSource]:
     listed = content.get("training")
     if not isinstance(listed, list):
         raise ManifestError(f"{path}: training is {type(listed).__name__}, wanted a list of images with their labels")
@@ -63,7 +68,6 @@ def _labelled(folder: Path, content: dict[str, Any], path: Path, min_voxels: int
             f"{path}: numTraining is {content.get('numTraining')!r}, but {len(listed)} pairs are listed; "
             "partial=true takes them"
         )
-    there = {name: list_folder(folder / name).names for name in ("imagesTr", "labelsTr")}
     pairs = {}
     for number, entry in enumerate(listed):
         where = f"{path}: training[{number}]"
@@ -73,17 +77,18 @@ def _labelled(folder: Path, content: dict[str, Any], path: Path, min_voxels: int
         case_id = scan_name(Path(image))
         if case_id in pairs:
             raise ManifestError(f"{where}: case {case_id!r} is listed twice")
-        if image in there["imagesTr"] or not partial:
+        if image in images.names or not partial:
             pairs[case_id] = (image, label)
-    refuse_missing(folder / "imagesTr", "image", {case: pair[0] for case, pair in pairs.items()}, there["imagesTr"])
-    refuse_missing(folder / "labelsTr", "label", {case: pair[1] for case, pair in pairs.items()}, there["labelsTr"])
+    labels = list_folder(images.folder.parent / "labelsTr")
+    refuse_missing(images.folder, "image", {case_id: pair[0] for case_id, pair in pairs.items()}, images.names)
+    refuse_missing(labels.folder, "label", {case_id: pair[1] for case_id, pair in pairs.items()}, labels.names)
     return [
         make_source(
             str(path),
             case_id,
-            (folder / "imagesTr" / image,),
-            rule=Components((folder / "labelsTr" / label,), {2: 0}, min_voxels=min_voxels, known=(1,)),
-            semantic=folder / "labelsTr" / label,
+            (images.folder / image,),
+            rule=Components((labels.folder / label,), {2: 0}, min_voxels=min_voxels, known=(1,)),
+            semantic=labels.folder / label,
             modality="CT",
             part="train",
         )
