@@ -3,10 +3,34 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from girih_data3d.formats import cta_a, folder, kits21, msd_pancreas, nndetection, nnunet, ribfrac
+from girih_data3d.formats import (
+    cta_a,
+    duke_breast,
+    folder,
+    kits21,
+    lidc_idri,
+    luna16,
+    msd_pancreas,
+    nndetection,
+    nnunet,
+    pn9,
+    ribfrac,
+)
 from girih_data3d.formats.format import Format
 
-_MODULES = (cta_a, folder, kits21, msd_pancreas, nndetection, nnunet, ribfrac)
+_MODULES = (
+    cta_a,
+    duke_breast,
+    folder,
+    kits21,
+    lidc_idri,
+    luna16,
+    msd_pancreas,
+    nndetection,
+    nnunet,
+    pn9,
+    ribfrac,
+)
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {known.name: known for known in sorted((module.FORMAT for module in _MODULES), key=lambda known: known.name)}
