@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from girih_data3d.formats import (
+    abdomenatlas,
+    bids,
+    ct_rate,
     cta_a,
     duke_breast,
     folder,
@@ -13,12 +16,16 @@ from girih_data3d.formats import (
     msd_pancreas,
     nndetection,
     nnunet,
+    openmind,
     pn9,
     ribfrac,
 )
 from girih_data3d.formats.format import Format
 
 _MODULES = (
+    abdomenatlas,
+    bids,
+    ct_rate,
     cta_a,
     duke_breast,
     folder,
@@ -28,6 +35,7 @@ _MODULES = (
     msd_pancreas,
     nndetection,
     nnunet,
+    openmind,
     pn9,
     ribfrac,
 )
