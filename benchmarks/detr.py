@@ -21,6 +21,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -74,11 +75,40 @@ class GridSampleAttention(DeformableAttention3D):
         )
 
 
-def network(width: int, queries: int = 12, **others: Any) -> DeformableDETR:
-    """The paper's detector on ResEncL, whose channels are divided by `width`."""
+@dataclass(frozen=True)
+class Size:
+    """The paper's detector, or less of it."""
+
+    name: str
+    width: int = 1
+    """What the encoder's channels are divided by."""
+    blocks: int = 6
+    """The most of a stage."""
+    layers: tuple[int, int] = (3, 6)
+    """Of the transformer's encoder and decoder."""
+
+
+PAPER = Size("ResEncL")
+QUARTER = Size("ResEncL at 1/4 of its width", 4)
+TINY = Size("tiny", 8, 1, (1, 2))
+
+
+def network(size: Size, again: str = "nothing") -> DeformableDETR:
+    """The detector with 12 queries; `again` says what runs once more in the backward pass."""
     description = preset("resenc_l")
-    description["kwargs"]["channels"] = [c // width for c in description["kwargs"]["channels"]]
-    return DeformableDETR(make_encoder(description, 1), classes=["object"], queries=queries, **others)
+    channels, blocks = description["kwargs"]["channels"], description["kwargs"]["blocks"]
+    description["kwargs"]["channels"] = [c // size.width for c in channels]
+    description["kwargs"]["blocks"] = [min(size.blocks, number) for number in blocks]
+    encoder = make_encoder(description, 1)
+    set_checkpointing(encoder, "backbone" in again)
+    return DeformableDETR(
+        encoder,
+        classes=["object"],
+        queries=12,
+        encoder_layers=size.layers[0],
+        decoder_layers=size.layers[1],
+        checkpoint_encoder="encoder" in again,
+    ).train()
 
 
 @torch.no_grad()
@@ -172,15 +202,15 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def speed(width: int, shape: Shape, n: int, rounds: int, device: str, *, tiny: bool) -> None:
+def speed(size: Size, shape: Shape, n: int, rounds: int, device: str) -> None:
     images, targets = batch_of(n, shape, device)
-    ours = shaken(network(width, **({"encoder_layers": 1, "decoder_layers": 2} if tiny else {}))).to(device)
+    ours = shaken(network(size)).to(device)
     models = {"grid_sample": with_grid_sample(ours), "girih": ours}
-    if not tiny:
+    if size is not TINY:
         models |= {f"{name}, compiled": compiled(model) for name, model in models.items()}
     gate(models, images, targets)
     kind = "milliseconds" if device == "cuda" else "CPU milliseconds"
-    print(f"\nResEncL{part_of(width)}, {extent(shape)}, batch {n}, {OBJECTS} objects an image, {kind} per patch\n")
+    print(f"\n{size.name}, {extent(shape)}, batch {n}, {OBJECTS} objects an image, {kind} per patch\n")
     print("| what | who | time | ratio to grid_sample | to it compiled |\n|---|---|---:|---:|---:|")
     for what in ("training step", "inference"):
         works = {name: partial(step, model.train(), images, targets) for name, model in models.items()}
@@ -198,10 +228,6 @@ BASES = ("grid_sample", "grid_sample, compiled")
 
 def extent(shape: Shape) -> str:
     return f"{shape[0]}^3" if len(set(shape)) == 1 else "x".join(map(str, shape))
-
-
-def part_of(width: int) -> str:
-    return f" at 1/{width} of its width" if width > 1 else ""
 
 
 def shares(model: DeformableDETR, images: Tensor, targets: list[Target], rounds: int, device: str) -> None:
@@ -303,7 +329,7 @@ def peak_bytes(model: DeformableDETR, images: Tensor) -> int:
     return seen.peak
 
 
-def memory(width: int, cases: Iterable[tuple[Shape, int]], variants: Iterable[str]) -> None:
+def memory(size: Size, cases: Iterable[tuple[Shape, int]], variants: Iterable[str]) -> None:
     check_count()
     print(
         "\nGB of a training step, counted; parameters, gradients and AdamW's states (amsgrad) are 20 bytes a number\n"
@@ -313,38 +339,31 @@ def memory(width: int, cases: Iterable[tuple[Shape, int]], variants: Iterable[st
     for shape, n in cases:
         for again in variants:
             with FakeTensorMode():
-                model = variant(width, again)
+                model = network(size, again)
                 images = torch.empty(n, 1, *shape)
                 kept, peak = kept_bytes(model, images), peak_bytes(model, images)
             state = sum(p.numel() for p in model.parameters()) * 4 * (2 + ADAMW_AMSGRAD_STATES)
             columns = " | ".join(f"{count / 1e9:.2f}" for count in (kept, peak, state, peak + state))
-            print(f"| ResEncL{part_of(width)} | {extent(shape)}, {n} | {again} | {columns} |", flush=True)
-
-
-def variant(width: int, again: str) -> DeformableDETR:
-    model = network(width, checkpoint_encoder="encoder" in again)
-    if "backbone" in again:
-        set_checkpointing(model.pyramid)
-    return model.train()
+            print(f"| {size.name} | {extent(shape)}, {n} | {again} | {columns} |", flush=True)
 
 
 def check_count() -> None:
     """Fake tensors are counted as real ones are, or nothing is told; they take statistics of norms for half as wide."""
     for again in AGAIN[::3]:
-        real = kept_bytes(variant(8, again), torch.randn(2, 1, *SMALL))
+        real = kept_bytes(network(TINY, again), torch.randn(2, 1, *SMALL))
         with FakeTensorMode():
-            fake = kept_bytes(variant(8, again), torch.empty(2, 1, *SMALL))
+            fake = kept_bytes(network(TINY, again), torch.empty(2, 1, *SMALL))
         if abs(fake / real - 1) > COUNT_TOLERANCE:
             raise SystemExit(f"fake tensors keep {fake:,} bytes, real ones {real:,}; nothing is counted")
 
 
-def measured_memory(width: int, cases: Iterable[tuple[Shape, int]]) -> None:
+def measured_memory(size: Size, cases: Iterable[tuple[Shape, int]]) -> None:
     """Peaks of real steps on the GPU, with the loss and its matching."""
     print("\n| network | patch, batch | runs again | GB at the peak, with AdamW |\n|---|---|---|---:|")
     for shape, n in cases:
         batch = batch_of(n, shape, "cuda")
         for again in AGAIN:
-            model = variant(width, again).cuda()
+            model = network(size, again).cuda()
             optimiser = torch.optim.AdamW(model.parameters(), amsgrad=True)
             torch.cuda.reset_peak_memory_stats()
             try:
@@ -354,7 +373,7 @@ def measured_memory(width: int, cases: Iterable[tuple[Shape, int]]) -> None:
                 found = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
             except torch.OutOfMemoryError:
                 found = "out of memory"
-            print(f"| ResEncL{part_of(width)} | {extent(shape)}, {n} | {again} | {found} |", flush=True)
+            print(f"| {size.name} | {extent(shape)}, {n} | {again} | {found} |", flush=True)
             del model, optimiser
             torch.cuda.empty_cache()
 
@@ -378,21 +397,21 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {', '.join(versions())}; {platform.machine()}, one thread")
     if not arguments.gpu_only:
         if arguments.tiny:
-            speed(16, SMALL, 1, 1, "cpu", tiny=True)
-            memory(8, [(SMALL, 2)], AGAIN[::3])
+            speed(TINY, SMALL, 1, 1, "cpu")
+            memory(TINY, [(SMALL, 2)], AGAIN[::3])
         else:
-            speed(4, (64, 64, 64), 2, 3, "cpu", tiny=False)
-            memory(1, LARGE, AGAIN)
+            speed(QUARTER, (64, 64, 64), 2, 3, "cpu")
+            memory(PAPER, LARGE, AGAIN)
     if not torch.cuda.is_available():
         print("\nNo CUDA device: the Triton kernels and real peaks were not measured.")
         return
     print(f"\n{torch.cuda.get_device_name()}")
     if arguments.tiny:
-        speed(8, SMALL, 1, 2, "cuda", tiny=True)
-        measured_memory(8, [(SMALL, 1)])
+        speed(TINY, SMALL, 1, 2, "cuda")
+        measured_memory(TINY, [(SMALL, 1)])
     else:
-        speed(1, (128, 128, 128), 2, 5, "cuda", tiny=False)
-        measured_memory(1, LARGE)
+        speed(PAPER, (128, 128, 128), 2, 5, "cuda")
+        measured_memory(PAPER, LARGE)
 
 
 if __name__ == "__main__":

@@ -42,3 +42,12 @@ def test_deformable_attention_is_held_against_grid_sample() -> None:  # without 
         for op in ("plain", "fused"):
             row = re.escape(f"| {case} | {op} | girih |") + r"( [\d.]+ \|){3} nan \| [\d.]+ \|"
             assert re.search(row, found), found
+
+
+def test_deformable_detr_is_held_against_grid_sample_and_its_memory_counted() -> None:
+    found = tiny("detr.py")
+    for what in ("training step", "inference"):
+        assert re.search(rf"^\| {what} \| girih \| [\d.]+ \| [\d.]+x \| - \|", found, re.MULTILINE), found
+    assert re.search(r"^\| matching \| [\d.]+ \| [\d.]+ % \| <= 3 % \|", found, re.MULTILINE), found
+    for again in ("nothing", "encoder and backbone"):
+        assert re.search(rf"^\| .* \| 32x32x64, 2 \| {again} \| ([\d.]+ \| ){{3}}[\d.]+ \|", found, re.MULTILINE), found

@@ -82,6 +82,7 @@ def test_the_cheapest_of_each_object_tell_what_all_do(objects) -> None:
     chosen, queries = linear_sum_assignment(costs[0].double().numpy())
     assert pairs[2].tolist() == chosen.tolist()
     assert pairs[1].tolist() == queries.tolist()
+    assert torch.equal(match_hungarian(costs.double(), [objects], [5000]), pairs)
 
 
 @pytest.mark.parametrize("values", [2, 20])

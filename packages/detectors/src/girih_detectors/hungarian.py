@@ -60,7 +60,7 @@ def match_hungarian(
     However many layers and images there are, one copy goes to the host.
 
     Args:
-        costs: float32; rows of an image from its number of objects on are padding.
+        costs: compared in float32; rows of an image from its number of objects on are padding.
         objects: of each image.
         queries: of each layer; they add up to q.
         usable: False where a query takes no part, whatever it costs.
@@ -72,6 +72,7 @@ def match_hungarian(
     most = costs.shape[1]
     if most == 0:
         return torch.empty(3, 0, dtype=torch.int64)
+    costs = costs.float()
     broken = ~costs.isfinite().all(1)
     if usable is not None:
         broken &= usable
@@ -107,9 +108,7 @@ def _assign(costs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     queries, column = np.unique(rows, return_inverse=True)
     matrix = np.full((len(rows), len(queries)), np.inf)
     np.put_along_axis(matrix, column.reshape(rows.shape), costs, axis=1)
-    usable = np.isfinite(matrix).any(
-        0
-    )  # scipy takes infinity as forbidden, but wants all rows (or columns) to have one
+    usable = np.isfinite(matrix).any(0)  # a query that all are forbidden is infeasible to scipy if objects are more
     chosen, picked = linear_sum_assignment(matrix[:, usable])
     return queries[usable][picked].astype(np.int64), chosen
 
