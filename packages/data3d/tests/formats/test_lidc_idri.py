@@ -106,6 +106,12 @@ def test_scans_patients_and_nodules_come_out_where_they_were_planted(
     for case_id in ("LIDC-IDRI-0002a", "LIDC-IDRI-0002b"):  # slices numbered upwards and downwards
         assert_planted(store, case_id, scans["touching"], [(1, box) for box in scans["touching"].boxes.values()])
     assert_planted(store, "LIDC-IDRI-0003", scans["empty"], [])
+    root, spec = store.root, store.spec
+    again = d3.prepare_many(read(collection), root, spec, workers=0)
+    assert again.skipped == [source.case_id for source in dataset.sources]
+    xml = collection / "tcia-lidc-xml/157/7.1.xml"
+    xml.write_text(xml.read_text() + "\n")
+    assert list(d3.prepare_many(read(collection), root, spec, workers=0).failed) == ["LIDC-IDRI-0002a"]  # stale
 
 
 def test_present_readers_only_and_one_class(collection: Path, prepare: Callable[..., d3.Store]) -> None:
@@ -194,6 +200,23 @@ def test_the_uid_says_the_slice_before_z_does(find: Callable[..., Any]) -> None:
     assert find([[nodule(BOX, uid=None, z_shift=-1.2)]] * 2, series=None)[1] == [BOX]
     with pytest.raises(d3.ScanError, match=r"reading session 0, nodule 'n': an outline at z 36 mm .* none of the 12"):
         find([[nodule((11, 3, 4, 12, 9, 12), uid=None, z_shift=1.5)]] * 2, series=None)
+
+
+@pytest.mark.parametrize("by_uid", [True, False])
+def test_a_scan_that_is_read_downwards(
+    tmp_path: Path, scans: dict[str, Any], write_series: Callable[..., Path], by_uid: bool
+) -> None:
+    """Columns run to the front, so that the normal, along which slices are read, runs down."""
+    series = write_series(scans["plain"], tmp_path / "series", ImageOrientationPatient=[1, 0, 0, 0, -1, 0])
+    scan = read_scan(series)
+    assert scan.attrs["source_affine"][2, 2] < 0
+    z0, y0, x0, z1, y1, x1 = BOX  # rows run as the canonical y
+    points = ring(19 - x1, y0 - 1, 20 - x0, y1)
+    marks = [mark("".join(roi(7 + 2.5 * k, points, uid=f"1.2.3.{k}") for k in range(z0, z1)))]
+    xml = write_xml(tmp_path / "a.xml", [marks, marks])
+    (found,) = LidcConsensus(xml, series if by_uid else None, classes="nodule").find(scan).masks
+    assert [(s.start, s.stop) for s in found[0]] == [(z0, z1), (y0, y1), (x0, x1)]
+    assert found[1].all()
 
 
 def test_an_outline_outside_of_the_slice_is_refused(find: Callable[..., Any]) -> None:

@@ -104,11 +104,24 @@ def test_a_file_that_is_far_too_long_is_not_read(tmp_path: Path) -> None:
         read_heading(path)
 
 
-def test_elements_nested_a_hundred_thousand_deep_do_no_harm(tmp_path: Path) -> None:
+def test_elements_nested_twenty_thousand_deep_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "deep.xml"
-    path.write_text("<LidcReadMessage>" + "<a>" * 100_000 + "</a>" * 100_000 + "</LidcReadMessage>")
+    path.write_text("<LidcReadMessage>" + "<a>" * 20_000 + "</a>" * 20_000 + "</LidcReadMessage>")
     assert not read_heading(path).has_readings
     assert read_readings(path).marks == ()
+
+
+def test_more_than_anybody_draws_is_refused(tmp_path: Path) -> None:
+    edge, mark = "<edgeMap><xCoord>11</xCoord><yCoord>21</yCoord></edgeMap>", "<nonNodule>"
+    path = tmp_path / "many.xml"
+    whole = READINGS.format(namespace=NAMESPACES[0])
+    path.write_text(whole.replace(edge, edge * 10_001))
+    with pytest.raises(ScanError, match="a roi of 10001 edgeMap"):
+        read_readings(path)
+    small = whole[whole.rindex("<unblindedReadNodule>") : whole.index(mark)]
+    path.write_text(whole.replace(mark, small * 1000 + mark))
+    with pytest.raises(ScanError, match="1002 marks, wanted at most 1000"):
+        read_readings(path)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +132,7 @@ def test_elements_nested_a_hundred_thousand_deep_do_no_harm(tmp_path: Path) -> N
         ("<yCoord>22<", "<yCoord>99999999999999999999<", "wanted a whole number"),
         ("-105.500000 ", "nan", "imageZposition is 'nan', wanted a finite number"),
         ("<inclusion>TRUE", "<inclusion>MAYBE", "inclusion is 'MAYBE', wanted TRUE or FALSE"),
+        ("<edgeMap><xCoord>11</xCoord><yCoord>21</yCoord></edgeMap>", "", "a roi of 0 edgeMap at imageZposition -104"),
         ("<malignancy> 4 ", "<malignancy>6", "malignancy is 6, wanted 1 to 5"),
     ],
 )

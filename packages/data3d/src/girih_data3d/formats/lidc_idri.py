@@ -89,7 +89,7 @@ def read(
                     (series_folder,),
                     patient_id=patient,
                     modality="CT",
-                    series_uid=uid,
+                    series_uid=uid or None,
                     rule=rule(xml=xml, series=series_folder),
                 )
             )

@@ -15,6 +15,8 @@ CT_MESSAGE, SESSION, NODULE, NON_NODULE = "LidcReadMessage", "readingSession", "
 """Elements, whatever their name space; radiographs come with an IdriReadMessage and have other sessions."""
 MAX_XML_BYTES = 64 << 20
 """Far above the largest of the collection; a longer file is no reading."""
+MAX_MARKS, MAX_POINTS = 1000, 10_000
+"""Of a scan, and of an outline; the collection has some sixty and 311 at most."""
 WHOLE = re.compile(r"[+-]?[0-9]{1,9}(\.0*)?")
 
 
@@ -113,6 +115,8 @@ def read_readings(path: Path) -> Readings:
         for number, session in enumerate(sessions)
         for nodule in _children(session, NODULE)
     ]
+    if len(marks) > MAX_MARKS:
+        raise ScanError(f"{path}: {len(marks)} marks, wanted at most {MAX_MARKS}")
     non_nodules = sum(1 for session in sessions for _ in _children(session, NON_NODULE))
     return Readings(len(sessions), tuple(marks), non_nodules)
 
@@ -172,8 +176,8 @@ def _outline(where: str, roi: Any) -> Outline:
     points = [
         [_whole(where, name, _text(edge, name)) for name in ("xCoord", "yCoord")] for edge in _children(roi, "edgeMap")
     ]
-    if not points:
-        raise ScanError(f"{where}: a roi without edgeMap at imageZposition {z_text}, wanted at least one point")
+    if not 1 <= len(points) <= MAX_POINTS:
+        raise ScanError(f"{where}: a roi of {len(points)} edgeMap at imageZposition {z_text}, wanted 1 to {MAX_POINTS}")
     return Outline(z_mm, _text(roi, "imageSOP_UID"), inclusion == "TRUE", np.array(points, np.int64))
 
 
