@@ -178,7 +178,7 @@ def test_pools_that_break_at_once_are_given_up(source: Path, tmp_path: Path, mon
     def broken(workers: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(workers, get_context("forkserver"), initializer=os._exit, initargs=(1,))
 
-    monkeypatch.setattr("girih_data3d.conversion.worker_pool", broken)
+    monkeypatch.setattr("girih_data3d.pool.worker_pool", broken)
     report = d3.prepare_many(many_cases(tmp_path / "scans", source, 9), tmp_path / "out", SPEC, workers=2)
     assert list(report.failed) == [f"{number:02}" for number in range(9)]
     assert "its worker died" in report.failed["00"]

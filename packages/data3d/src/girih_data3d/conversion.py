@@ -1,16 +1,13 @@
 """Prepare cases into a dataset on disk: per-case atomic, resumable, with a report of what happened."""
 
 import shutil
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, as_completed, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
-
-from threadpoolctl import threadpool_limits
 
 from girih_data3d.atomic import remove_abandoned, written_aside
 from girih_data3d.case_preparation import prepare_case
@@ -19,7 +16,7 @@ from girih_data3d.errors import StaleCaseError
 from girih_data3d.index import update_index
 from girih_data3d.layout import INDEX, RECORD, SCHEMA, read_dataset_record
 from girih_data3d.manifest import CaseSource, Dataset
-from girih_data3d.pool import available_cores, worker_pool
+from girih_data3d.pool import GaveUpError, run_jobs
 from girih_data3d.spec import PrepareSpec
 
 Outcome = Literal["done", "skipped", "failed"]
@@ -29,8 +26,6 @@ Result = tuple[str, Outcome, str]
 """Case id, outcome, reason of a failure."""
 
 DIED = 'its worker died (killed, out of memory, or started by a script without if __name__ == "__main__":)'
-BROKEN_POOLS = 3
-"""Pools that may break one after the other before any case is finished; then the rest is given up."""
 
 
 @dataclass
@@ -98,9 +93,7 @@ def prepare_many(
     if executor is not None:
         results = _by_executor(jobs, executor)
     else:
-        if workers is None:
-            workers = min(available_cores(), len(jobs)) if len(jobs) > 1 else 0
-        results = _by_pool(jobs, workers) if workers else _here(jobs)
+        results = _by_pool(jobs, workers)
     outcomes: dict[str, tuple[Outcome, str]] = {}
     try:
         with closing(results):
@@ -122,12 +115,6 @@ def prepare_many(
     return report
 
 
-def _here(jobs: Sequence[Job]) -> Generator[Result, None, None]:
-    with threadpool_limits(1):  # as in a pool: the last bit of a matrix product may depend on it
-        for job in jobs:
-            yield _try_case(*job)
-
-
 def _by_executor(jobs: Sequence[Job], executor: Executor) -> Generator[Result, None, None]:
     case_ids: dict[Future[Result], str] = {}
     try:
@@ -143,29 +130,14 @@ def _by_executor(jobs: Sequence[Job], executor: Executor) -> Generator[Result, N
             future.cancel()
 
 
-def _by_pool(jobs: Sequence[Job], workers: int) -> Generator[Result, None, None]:
-    """Run jobs in processes. If one dies, all are lost with the cases they are at, and a new pool takes the rest."""
-    waiting, fruitless = deque(jobs), 0
-    while waiting:
-        running: dict[Future[Result], str] = {}
-        finished, broken = 0, False
-        with worker_pool(workers) as pool:
-            while running or (waiting and not broken):
-                while waiting and not broken and len(running) < workers:
-                    try:
-                        running[pool.submit(_try_case, *waiting[0])] = waiting[0][0].case_id
-                        waiting.popleft()
-                    except BrokenExecutor:
-                        broken = True
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    lost = isinstance(future.exception(), BrokenExecutor)
-                    broken, finished = broken or lost, finished + (not lost)
-                    yield _result(future, running.pop(future))
-        fruitless = 0 if finished else fruitless + 1
-        if fruitless == BROKEN_POOLS:
-            break
-    for job in waiting:
-        yield job[0].case_id, "failed", f"{fruitless} pools of processes broke before a case was finished"
+def _by_pool(jobs: Sequence[Job], workers: int | None) -> Generator[Result, None, None]:
+    with closing(run_jobs(_try_case, jobs, workers)) as results:
+        for number, result in results:
+            case_id = jobs[number][0].case_id
+            if isinstance(result, GaveUpError):
+                yield case_id, "failed", str(result)
+            else:
+                yield _lost(case_id, result) if isinstance(result, BrokenExecutor) else result
 
 
 def _result(future: Future[Result], case_id: str) -> Result:

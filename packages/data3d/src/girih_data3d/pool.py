@@ -3,10 +3,67 @@
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_all_start_methods, get_context, parent_process
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
+
+BROKEN_POOLS = 3
+"""Pools that may break one after the other before any job is finished; then the rest is given up."""
+R = TypeVar("R")
+
+
+class GaveUpError(BrokenExecutor):
+    """The job was never begun: the pools before it broke."""
+
+
+def run_jobs(
+    function: Callable[..., R], jobs: Sequence[tuple[Any, ...]], workers: int | None
+) -> Generator[tuple[int, R | BrokenExecutor], None, None]:
+    """Call `function(*job)` for every job, in processes; yield the job's number and its result as they come.
+
+    If a process dies, those it takes with it yield a `BrokenExecutor`, and a new pool takes the rest. An error that the
+    function raises is raised here.
+
+    Args:
+        function: importable by name.
+        jobs: arguments of each call; they are pickled.
+        workers: processes; None: one per core that this process may use, at most one per job, and none for a single
+            job; 0: the jobs are done here, one after the other, in one thread as in a pool.
+    """
+    if workers is None:
+        workers = min(available_cores(), len(jobs)) if len(jobs) > 1 else 0
+    if not workers:
+        with threadpool_limits(1):  # the last bit of a matrix product may depend on it
+            for number, job in enumerate(jobs):
+                yield number, function(*job)
+        return
+    waiting, fruitless = deque(enumerate(jobs)), 0
+    while waiting:
+        running: dict[Future[R], int] = {}
+        finished, broken = 0, False
+        with worker_pool(workers) as pool:
+            while running or (waiting and not broken):
+                while waiting and not broken and len(running) < workers:
+                    try:
+                        running[pool.submit(function, *waiting[0][1])] = waiting[0][0]
+                        waiting.popleft()
+                    except BrokenExecutor:
+                        broken = True
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    error = future.exception()
+                    lost = isinstance(error, BrokenExecutor)
+                    broken, finished = broken or lost, finished + (not lost)
+                    number = running.pop(future)
+                    yield number, error if isinstance(error, BrokenExecutor) else future.result()
+        fruitless = 0 if finished else fruitless + 1
+        if fruitless == BROKEN_POOLS:
+            break
+    for number, _ in waiting:
+        yield number, GaveUpError(f"{fruitless} pools of processes broke before a case was finished")
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

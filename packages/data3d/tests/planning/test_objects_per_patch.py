@@ -1,30 +1,30 @@
 """Objects per patch against a count by hand and by brute force."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import girih_data3d as d3
-from girih_data3d.index import table_of
 from girih_data3d.planning.objects_per_patch import count_around, queries_for
 
 
-def row(case_id: str, boxes: list[list[float]]) -> dict:
-    """A row of an index, of which only the objects matter."""
-    numbers = {"checksums": 0, "contents": 0, "bytes": 0, "channels": 1, "shapes": [9, 9, 9], "spacings_mm": [1, 1, 1]}
-    flags = dict.fromkeys(("annotated", "instances", "semantic"), True)
-    texts = {"case_ids": case_id, "patient_ids": case_id, "modalities": None}
-    return {**numbers, **flags, **texts, "boxes": boxes, "labels": [0] * len(boxes)}
+def with_objects(index: d3.CaseIndex, boxes: list[list[float]], case: list[int]) -> d3.CaseIndex:
+    """The index with other objects; the rest of it does not matter here."""
+    labels, rows = np.zeros(len(boxes), np.int64), np.array(case, np.int64)
+    return replace(index, boxes=np.array(boxes, np.float32).reshape(-1, 6), labels=labels, box_case=rows)
 
 
 def cube(z: float, y: float, x: float) -> list[float]:
     return [z - 1, y - 1, x - 1, z + 1, y + 1, x + 1]
 
 
-def test_a_hand_counted_dataset() -> None:
+def test_a_hand_counted_dataset(prepared: d3.Store) -> None:
     # patch (8, 16, 16): at z 10 and 14 half a patch apart, which counts; 15 is too far from 10
-    index = table_of([row("a", [cube(10, 5, 5), cube(14, 5, 5), cube(15, 5, 5)]), row("b", [cube(10, 5, 5)])])
+    boxes = [cube(10, 5, 5), cube(14, 5, 5), cube(15, 5, 5), cube(10, 5, 5)]
+    index = with_objects(prepared.index, boxes, [0, 0, 0, 1])
     centres = (index.boxes[:, :3] + index.boxes[:, 3:]) / 2
     assert count_around(centres, index.box_case, (8, 16, 16)).tolist() == [2, 3, 2, 1]
     assert d3.objects_per_patch(index, (8, 16, 16)) == pytest.approx(2.85)  # numpy's linear rule on 1, 2, 2, 3
@@ -32,8 +32,8 @@ def test_a_hand_counted_dataset() -> None:
     assert d3.queries_for(4.1) == 13
 
 
-def test_without_objects_there_are_none_per_patch() -> None:
-    assert d3.objects_per_patch(table_of([row("a", [])]), (8, 8, 8)) == 0
+def test_without_objects_there_are_none_per_patch(prepared: d3.Store) -> None:
+    assert d3.objects_per_patch(with_objects(prepared.index, [], []), (8, 8, 8)) == 0
     assert queries_for(0) == 12
 
 

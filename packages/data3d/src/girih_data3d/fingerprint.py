@@ -1,0 +1,305 @@
+"""What a dataset looks like before it is prepared: sizes, voxel sizes, objects, intensities. A plan is made from it."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from girih_data3d.annotations import Annotations, read_annotations
+from girih_data3d.atomic import written_aside
+from girih_data3d.case_source import CaseSource, Dataset
+from girih_data3d.checked_json import Checked, read_json
+from girih_data3d.painting import paint_mask
+from girih_data3d.planning.quantiles import Intensities, Sample, pool_samples, sample, values_per_case
+from girih_data3d.pool import run_jobs
+from girih_data3d.prepare import choose_grid
+from girih_data3d.readable_json import readable_json
+from girih_data3d.resampling import Number
+from girih_data3d.source import read_source
+from girih_data3d.spec import PrepareSpec
+
+SCHEMA = 1
+EVERY = 10
+"""Of the voxels inside objects, every tenth is looked at, as nnDetection does."""
+DECIMALS = 3
+"""Of box edges, in voxels."""
+Where = Literal["objects", "nonzero"]
+Size = tuple[int, int, int]
+CROP = PrepareSpec(target_zyx_mm=None, normalisation="none")
+
+
+@dataclass(frozen=True)
+class CaseFingerprint:
+    """One case, turned to RAS and cropped as preparing does it."""
+
+    case_id: str
+    modality: str | None
+    channels: int
+    shape_zyx: Size
+    """Voxels of the scan."""
+    cropped_zyx: Size
+    """Voxels that are left without the border of zeros."""
+    spacing_zyx_mm: tuple[Number, Number, Number]
+    boxes: tuple[tuple[Number, ...], ...] | None
+    """Objects that are not to be ignored, voxel edges of the cropped scan; None: nobody looked."""
+    labels: tuple[int, ...] = ()
+    """Index of each object's class."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What `fingerprint` found; `cases` are in the dataset's order."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    cases: tuple[CaseFingerprint, ...]
+    intensities: tuple[Intensities | None, ...]
+    """Of each channel; None: no voxel was looked at."""
+    intensities_of: Where
+    """Inside objects, or, without any object in the dataset, all voxels that are not zero."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Case id -> why it could not be measured; it is not in `cases`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, always in the same order; "summary" is for people and is not read back."""
+        content = {
+            "schema": SCHEMA,
+            "dataset": self.dataset,
+            "classes": list(self.classes),
+            "intensities_of": self.intensities_of,
+            "intensities": [None if i is None else asdict(i) for i in self.intensities],
+            "failed": dict(self.failed),
+            "cases": [_plain(asdict(case)) for case in self.cases],
+        }
+        return {"schema": SCHEMA, "sha256": _sha256(content), "summary": self.summary(), **content}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that was measured."""
+        return str(self.to_json()["sha256"])
+
+    @cached_property
+    def sizes(self) -> Int64[np.ndarray, "n 3"]:
+        """Voxels of the cropped scans."""
+        return np.array([case.cropped_zyx for case in self.cases], np.int64).reshape(-1, 3)
+
+    @cached_property
+    def spacings_mm(self) -> Float64[np.ndarray, "n 3"]:
+        """Voxel sizes of the scans."""
+        return np.array([case.spacing_zyx_mm for case in self.cases], np.float64).reshape(-1, 3)
+
+    @cached_property
+    def boxes(self) -> Float64[np.ndarray, "m 6"]:
+        """All objects, voxel edges of their cropped scans."""
+        return np.array([box for case in self.cases for box in case.boxes or ()], np.float64).reshape(-1, 6)
+
+    @cached_property
+    def box_case(self) -> Int64[np.ndarray, " m"]:
+        """Row of the case of each object."""
+        return np.repeat(np.arange(len(self.cases)), [len(case.boxes or ()) for case in self.cases])
+
+    def boxes_at(self, spacing_zyx_mm: tuple[Number, Number, Number]) -> Float64[np.ndarray, "m 6"]:
+        """Return all objects in voxels of another size; (1, 1, 1) gives millimetres."""
+        scale = self.spacings_mm[self.box_case] / np.asarray(spacing_zyx_mm, np.float64)
+        moved: np.ndarray = self.boxes * np.tile(scale, 2)
+        return moved
+
+    def summary(self) -> dict[str, Any]:
+        """Return numbers for people: counts, medians, sizes of objects."""
+        labels = Counter(label for case in self.cases for label in case.labels)
+        boxes = self.boxes_at((1, 1, 1))
+        sides = boxes[:, 3:] - boxes[:, :3]
+        voxels = self.boxes[:, 3:] - self.boxes[:, :3]
+        percentiles = (5, 50, 95)
+        kept = [float(np.prod(case.cropped_zyx) / np.prod(case.shape_zyx)) for case in self.cases]
+        return {
+            "cases": len(self.cases),
+            "unlabelled": sum(case.boxes is None for case in self.cases),
+            "objects": {name: labels[k] for k, name in enumerate(self.classes)},
+            "modalities": sorted({case.modality or "unknown" for case in self.cases}),
+            "median_size_zyx": np.median(self.sizes, axis=0).tolist(),
+            "median_spacing_zyx_mm": np.round(np.median(self.spacings_mm, axis=0), 6).tolist(),
+            "median_kept_by_crop": round(float(np.median(kept)), 4),
+            "object_mm_zyx": {f"p{p}": np.round(np.percentile(sides, p, axis=0), 2).tolist() for p in percentiles}
+            if len(sides)
+            else {},
+            "object_voxels_zyx": {f"p{p}": np.round(np.percentile(voxels, p, axis=0), 2).tolist() for p in percentiles}
+            if len(sides)
+            else {},
+        }
+
+
+def fingerprint(
+    dataset: Dataset, *, workers: int | None = None, on_progress: Callable[[str, str], None] | None = None
+) -> Fingerprint:
+    """Measure every case of a dataset of raw scans.
+
+    Intensities are those of every tenth voxel inside objects. Where objects have no masks, their boxes stand for them,
+    and the ellipsoid inside for those labelled by a point and a diameter. A dataset without any object is measured at
+    every tenth voxel that is not zero. The result does not depend on the number of workers.
+
+    Args:
+        dataset: from `read_manifest`, or a format.
+        workers: processes, as `prepare_many` takes them.
+        on_progress: called with (case id, "done" or "failed") after each case.
+
+    Raises:
+        ValueError: an empty dataset, or no case that can be measured; the message names each with its reason.
+    """
+    if not dataset.sources:
+        raise ValueError(f"dataset {dataset.name!r} has no case, wanted at least one")
+    keep = values_per_case(len(dataset.sources))
+    jobs = [(source, dataset.classes, keep) for source in dataset.sources]
+    found: dict[int, _Measured] = {}
+    failed: dict[int, str] = {}
+    for number, outcome in run_jobs(_try_measure, jobs, workers):
+        case_id = dataset.sources[number].case_id
+        if isinstance(outcome, _Measured):
+            found[number] = outcome
+        else:
+            failed[number] = outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
+        if on_progress is not None:
+            on_progress(case_id, "failed" if number in failed else "done")
+    measured = [found[number] for number in sorted(found)]
+    for number in sorted(found):
+        first, case = measured[0].case, found[number].case
+        if case.channels != first.channels:
+            failed[number] = f"has {case.channels} channels, {first.case_id!r} has {first.channels}"
+    measured = [found[number] for number in sorted(found) if number not in failed]
+    reasons = {dataset.sources[number].case_id: failed[number] for number in sorted(failed)}
+    if not measured:
+        lines = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in reasons.items())
+        raise ValueError(f"no case of dataset {dataset.name!r} could be measured:\n  {lines}")
+    where: Where = "objects" if any(case.case.boxes for case in measured) else "nonzero"
+    channels = range(measured[0].case.channels)
+    return Fingerprint(
+        dataset=dataset.name,
+        classes=dataset.classes,
+        cases=tuple(case.case for case in measured),
+        intensities=tuple(pool_samples([case.samples[where][channel] for case in measured]) for channel in channels),
+        intensities_of=where,
+        failed=reasons,
+    )
+
+
+def write_fingerprint(found: Fingerprint, path: Path | str) -> None:
+    """Write a fingerprint as JSON: aside, then renamed into place."""
+    path = Path(path).absolute()
+    with written_aside(path.parent, path) as aside:
+        aside.write_text(readable_json(found.to_json()) + "\n", encoding="utf-8")
+
+
+def read_fingerprint(path: Path | str) -> Fingerprint:
+    """Read what `write_fingerprint` wrote.
+
+    Raises:
+        ManifestError: missing, not JSON, of another schema, or changed since it was measured.
+    """
+    path = Path(path)
+    keys = {"schema", "sha256", "dataset", "classes", "intensities_of", "intensities", "failed", "cases"}
+    top = Checked(read_json(path), str(path), keys, {"summary"})
+    if top["schema"] != SCHEMA:
+        raise top.wrong("schema", str(SCHEMA))
+    content = {key: top[key] for key in top if key not in ("sha256", "summary")}
+    if top["sha256"] != _sha256(content):
+        raise top.wrong(
+            "sha256", f"{_sha256(content)} for this content: it was edited or damaged; remove it and measure"
+        )
+    return Fingerprint(
+        dataset=top["dataset"],
+        classes=tuple(top["classes"]),
+        cases=tuple(CaseFingerprint(**_tuples(case)) for case in top["cases"]),
+        intensities=tuple(None if i is None else Intensities(**i) for i in top["intensities"]),
+        intensities_of=top["intensities_of"],
+        failed=top["failed"],
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    case: CaseFingerprint
+    samples: Mapping[Where, tuple[Sample, ...]]
+    """Of each channel."""
+
+
+def _try_measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Measured | str:
+    try:
+        return _measure(source, classes, keep)
+    except (ValueError, OSError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
+    except BaseException as error:
+        error.add_note(f"while measuring case {source.case_id!r}")
+        raise
+
+
+def _measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Measured:
+    scan = read_source(source)
+    annotations = read_annotations(source, scan, classes)
+    grid = choose_grid(scan, CROP, None if annotations is None else annotations.boxes)
+    boxes: tuple[tuple[float, ...], ...] | None = None
+    labels: tuple[int, ...] = ()
+    if annotations is not None:
+        counted = [k for k, record in enumerate(annotations.records) if not record["ignore"]]
+        edges = annotations.boxes[counted] - np.tile(np.array(grid.start), 2)
+        boxes = tuple(tuple(box) for box in np.round(edges, DECIMALS).tolist())
+        labels = tuple(int(annotations.records[k]["class"]) for k in counted)
+    z, y, x = (b - a for a, b in zip(grid.start, grid.stop, strict=True))
+    case = CaseFingerprint(
+        case_id=source.case_id,
+        modality=source.modality,
+        channels=scan.sizes["channel"],
+        shape_zyx=(scan.sizes["z"], scan.sizes["y"], scan.sizes["x"]),
+        cropped_zyx=(z, y, x),
+        spacing_zyx_mm=_rounded(grid.spacing),
+        boxes=boxes,
+        labels=labels,
+    )
+    where: Where = "nonzero"
+    inside = None
+    if annotations is not None and boxes:
+        where, inside = "objects", _inside_objects(annotations, len(boxes), case.shape_zyx)
+    samples = [sample(channel[channel != 0 if inside is None else inside][::EVERY], keep) for channel in scan.values]
+    nothing = [sample(np.zeros(0, np.float32), keep)] * case.channels
+    return _Measured(case, {"objects": tuple(nothing), "nonzero": tuple(nothing), where: tuple(samples)})
+
+
+def _inside_objects(annotations: Annotations, counted: int, shape: Size) -> Bool[np.ndarray, "z y x"]:
+    """Return the voxels of the scan inside the objects that count; those to ignore come after them."""
+    inside = np.zeros(shape, bool)
+    for layer in annotations.layers:
+        inside |= (layer > 0) & (layer <= counted)
+    if not annotations.layers:
+        boxes = annotations.boxes if annotations.whole is None else annotations.whole
+        for box, sphere in zip(boxes[:counted], annotations.spheres[:counted], strict=True):
+            window, mask = paint_mask(box, shape, annotations.paint or ("box" if sphere is None else "ellipsoid"))
+            inside[window] |= mask
+    return inside
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rounded(spacing: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
+    z, y, x = (round(float(mm), 6) for mm in spacing)
+    return z, y, x
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    boxes = record["boxes"]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    return {**fields, "boxes": None if boxes is None else tuple(tuple(box) for box in boxes)}
