@@ -108,7 +108,7 @@ def _assign(costs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     queries, column = np.unique(rows, return_inverse=True)
     matrix = np.full((len(rows), len(queries)), np.inf)
     np.put_along_axis(matrix, column.reshape(rows.shape), costs, axis=1)
-    usable = np.isfinite(matrix).any(0)  # a query that all are forbidden is infeasible to scipy if objects are more
+    usable = np.isfinite(matrix).any(0)  # a column that is forbidden to all is infeasible to scipy
     chosen, picked = linear_sum_assignment(matrix[:, usable])
     return queries[usable][picked].astype(np.int64), chosen
 
