@@ -68,7 +68,7 @@ def prepare_case(
     objects, layers = ([], []) if annotations is None else objects_on_grid(annotations, grid)
     notes = {
         "objects_clipped": 0 if annotations is None else annotations.clipped,
-        "found": {} if annotations is None else dict(annotations.found),
+        "found": {} if annotations is None else {name: int(n) for name, n in annotations.found.items()},
     }
     del annotations  # its label maps are as large as the scan
     semantic = _semantic(source, scan, grid)
