@@ -268,6 +268,7 @@ def test_the_defaults_are_the_papers_and_the_originals_are_at_hand() -> None:
         ({"queries": 0}, "queries is 0"),
         ({"dim": 40}, "dim is 40, wanted a multiple of the 16 groups"),
         ({"dim": 32, "heads": 3}, "dim is 32, wanted a multiple of the 3 heads"),
+        ({"dim": 32, "heads": 3, "encoder_layers": 0}, "dim is 32, wanted a multiple of the 3 heads"),
         ({"points": 0}, "points is 0"),
         ({"encoder_layers": -1}, "encoder_layers is -1"),
         ({"decoder_layers": 0}, "decoder_layers is 0"),

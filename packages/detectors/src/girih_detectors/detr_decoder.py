@@ -23,10 +23,10 @@ class DecoderLayer(nn.Module):
         self, dim: int, heads: int, levels: int, points: int, feedforward: int, dropout: float, backend: Backend
     ) -> None:
         super().__init__()
+        self.cross_attention = DeformableAttention3D(dim, heads, levels, points, backend=backend)  # checks the numbers
+        self.cross_norm = nn.LayerNorm(dim)
         self.self_attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
         self.self_norm = nn.LayerNorm(dim)
-        self.cross_attention = DeformableAttention3D(dim, heads, levels, points, backend=backend)
-        self.cross_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(dim, feedforward, dropout)
         nn.init.xavier_uniform_(self.self_attention.out_proj.weight)

@@ -19,8 +19,8 @@ from .set_loss import LayerOutput
 FINEST_SIDE = 0.05  # Deformable DETR, `gen_encoder_output_proposals`
 LARGEST_SIDE = 0.9
 """What the doubling stops at. From the sixth map on it would be 1.6 of the patch and leave no voxel usable."""
-CELLS_PER_BORDER = 100
-"""Centres nearer than 1 / 100 to a face of the patch are not usable: see `usable_proposals`."""
+BORDER = 100
+"""A centre is usable if it is more than 1 / 100 of the patch from every face: see `usable_proposals`."""
 
 
 def proposal_boxes(spatial_shapes: Sequence[Triple], device: torch.device | None = None) -> Float[Tensor, "s 6"]:
@@ -58,8 +58,8 @@ class TwoStage(nn.Module):
     """Scores what memory proposes and makes queries of the best.
 
     Best is the highest logit of any class, ties go to the lower index. Their boxes are the decoder's first references;
-    position and content of a query are learnt from its box alone. No gradient flows from the queries to memory, but
-    the proposals learn from a loss of their own.
+    position and content of a query are learnt from its box alone. No gradient flows back through the choice: the
+    proposals learn from a loss of their own.
 
     Args:
         dim: width of memory, a multiple of 4.
@@ -111,7 +111,7 @@ class TwoStage(nn.Module):
 
 def _border(cells: int) -> int:
     """Cells of an axis at each end whose centre (i + 0.5) / cells is not more than 0.01 from the face; exact."""
-    return (cells + CELLS_PER_BORDER // 2) // CELLS_PER_BORDER
+    return (cells + BORDER // 2) // BORDER
 
 
 def _best(scores: Float[Tensor, "b s"], count: int) -> Int64[Tensor, "b q"]:
