@@ -23,6 +23,7 @@ from girih_data3d.manifest import CaseSource, Dataset, read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
 from girih_data3d.object_label import ObjectLabel
+from girih_data3d.object_rules import Components, FoundObjects, ObjectRule, Votes
 from girih_data3d.objects import Objects
 from girih_data3d.paper_splits import paper_split
 from girih_data3d.plan import Plan, plan_from_json, read_plan, write_plan
@@ -44,18 +45,21 @@ __all__ = [
     "Case",
     "CaseIndex",
     "CaseSource",
+    "Components",
     "CorruptCaseError",
     "Counts",
     "Dataset",
     "Fingerprint",
     "Fold",
     "Format",
+    "FoundObjects",
     "Geometry",
     "Leak",
     "LeakError",
     "LeakReport",
     "ManifestError",
     "ObjectLabel",
+    "ObjectRule",
     "Objects",
     "PatchDataset",
     "PatchSampler",
@@ -68,6 +72,7 @@ __all__ = [
     "StaleCaseError",
     "Store",
     "Verification",
+    "Votes",
     "boxes_to_ras",
     "check_no_leak",
     "compare_counts",
