@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import girih_data3d as d3
 from girih_data3d.paper_splits import PAPER_SPLITS, paper_split
-from girih_data3d.split_rules import holdout, kfold, official, subset
+from girih_data3d.split_rules import holdout_split, kfold_split, official_split, subset
 from girih_data3d.splits import Cases, Fold, Split, members
 
 IMAGE = (Path("image.nii.gz"),)
@@ -50,11 +50,11 @@ scans = st.lists(st.integers(1, 4), min_size=4, max_size=40)
 def test_patients_are_taken_by_their_hashes() -> None:  # the recipe, written out: whoever knows it gets the same
     cases = cohort([1] * 10)
     order = sorted(range(10), key=lambda k: hashlib.sha256(f"7/test/P{k}".encode()).hexdigest())
-    assert holdout(cases, test=0.3, seed=7).test == tuple(sorted(f"{k:05}_0" for k in order[:3]))
+    assert holdout_split(cases, test=0.3, seed=7).test == tuple(sorted(f"{k:05}_0" for k in order[:3]))
 
 
 def test_a_fixed_draw() -> None:  # of any machine and any version
-    split = holdout(cohort([1] * 8), test=0.25, val=0.25, seed=0)
+    split = holdout_split(cohort([1] * 8), test=0.25, val=0.25, seed=0)
     assert split.test == ("00001_0", "00007_0")
     assert split.folds[0].val == ("00003_0", "00006_0")
 
@@ -67,7 +67,7 @@ def test_a_fixed_draw() -> None:  # of any machine and any version
 )
 def test_holdout_keeps_patients_together_and_sizes(sizes: list[int], seed: int, test: float, val: float) -> None:
     cases = cohort(sizes)
-    split = holdout(cases, test=test, val=val, seed=seed)
+    split = holdout_split(cases, test=test, val=val, seed=seed)
     split.check(cases)
     n, largest = len(cases.sources), 4
     assert sum(counts(split)) == n
@@ -84,28 +84,28 @@ def test_the_order_of_the_cases_does_not_count(sizes: list[int], seed: int) -> N
     other = d3.Dataset(cases.name, cases.classes, tuple(shuffled))
     whole = Split("cohort", "all", 0, (Fold(tuple(s.case_id for s in cases.sources), ()),))
     assert subset(whole, cases, fraction=0.3, seed=seed) == subset(whole, other, fraction=0.3, seed=seed)
-    assert kfold(cases, folds=3, seed=seed) == kfold(other, folds=3, seed=seed)
+    assert kfold_split(cases, folds=3, seed=seed) == kfold_split(other, folds=3, seed=seed)
 
 
 def test_seeds_differ() -> None:
     cases = cohort([1] * 40)
-    assert len({holdout(cases, seed=seed).test for seed in range(20)}) == 20
-    assert len({kfold(cases, seed=seed).folds for seed in range(20)}) == 20
-    split = holdout(cases)
+    assert len({holdout_split(cases, seed=seed).test for seed in range(20)}) == 20
+    assert len({kfold_split(cases, seed=seed).folds for seed in range(20)}) == 20
+    split = holdout_split(cases)
     assert len({subset(split, cases, fraction=0.25, seed=seed).folds for seed in range(20)}) == 20
 
 
 def test_sizes_as_near_as_patients_allow() -> None:
-    assert counts(holdout(cohort([3] * 6), test=5 / 18, val=0)) == (12, 0, 6)  # 5 wanted: 6 are nearer than 3
-    assert counts(holdout(cohort([3] * 6), test=4 / 18, val=0)) == (15, 0, 3)  # 4 wanted
+    assert counts(holdout_split(cohort([3] * 6), test=5 / 18, val=0)) == (12, 0, 6)  # 5 wanted: 6 are nearer than 3
+    assert counts(holdout_split(cohort([3] * 6), test=4 / 18, val=0)) == (15, 0, 3)  # 4 wanted
     for seed in range(10):  # whatever comes first, single scans fill up what is left
-        assert counts(holdout(cohort([5, 4, 3, 2] + [1] * 16), test=0.3, val=0, seed=seed)) == (21, 0, 9)
+        assert counts(holdout_split(cohort([5, 4, 3, 2] + [1] * 16), test=0.3, val=0, seed=seed)) == (21, 0, 9)
 
 
 def test_a_share_is_the_number_that_was_typed() -> None:
     assert 0.07 * 100 > 7  # as binary fractions have it
-    assert counts(holdout(cohort([1] * 100), test=0.07, val=0)) == (93, 0, 7)
-    assert counts(holdout(cohort([1] * 281), test=0.3, val=0)) == (196, 0, 85)  # ceil(84.3)
+    assert counts(holdout_split(cohort([1] * 100), test=0.07, val=0)) == (93, 0, 7)
+    assert counts(holdout_split(cohort([1] * 281), test=0.3, val=0)) == (196, 0, 85)  # ceil(84.3)
 
 
 @pytest.mark.parametrize(
@@ -119,30 +119,30 @@ def test_a_share_is_the_number_that_was_typed() -> None:
 )
 def test_holdout_out_of_range(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        holdout(cohort([1] * 5), **arguments)  # type: ignore[arg-type]
+        holdout_split(cohort([1] * 5), **arguments)  # type: ignore[arg-type]
 
 
 def test_too_few_patients() -> None:
     with pytest.raises(ValueError, match=r"test is 0\.2 of 10 cases, but 1 patients have them"):
-        holdout(cohort([10]))
+        holdout_split(cohort([10]))
     for cases in (cohort([1, 1]), cohort([])):
         with pytest.raises(ValueError, match=r"folds\[0\]: train is empty"):
-            holdout(cases)
-    assert counts(holdout(cohort([5, 5]), test=0, val=0.9)) == (
+            holdout_split(cases)
+    assert counts(holdout_split(cohort([5, 5]), test=0, val=0.9)) == (
         5,
         5,
         0,
     )  # 10 are nearer to 9, but somebody has to train
     with pytest.raises(ValueError, match="folds is 5, but there are 4 patients"):
-        kfold(cohort([3] * 4))
+        kfold_split(cohort([3] * 4))
     with pytest.raises(ValueError, match="folds is 1, wanted 2 or more"):
-        kfold(cohort([1] * 4), folds=1)
+        kfold_split(cohort([1] * 4), folds=1)
 
 
 @given(scans, st.integers(2, 4), st.integers(0, 3))
 def test_folds_validate_every_case_once(sizes: list[int], folds: int, seed: int) -> None:
     cases = cohort(sizes)
-    split = kfold(cases, folds=folds, seed=seed)
+    split = kfold_split(cases, folds=folds, seed=seed)
     split.check(cases)
     validated = [case_id for fold in split.folds for case_id in fold.val]
     everything = sorted(source.case_id for source in cases.sources)
@@ -153,9 +153,9 @@ def test_folds_validate_every_case_once(sizes: list[int], folds: int, seed: int)
 
 
 def test_folds_of_single_cases_are_even() -> None:
-    split = kfold(cohort([1] * 23), folds=5)
+    split = kfold_split(cohort([1] * 23), folds=5)
     assert sorted(len(fold.val) for fold in split.folds) == [4, 4, 5, 5, 5]
-    with_test = kfold(cohort([1] * 30), folds=5, test=0.2)
+    with_test = kfold_split(cohort([1] * 30), folds=5, test=0.2)
     assert len(with_test.test) == 6
     assert not set(with_test.test) & {case_id for fold in with_test.folds for case_id in (*fold.train, *fold.val)}
 
@@ -164,10 +164,10 @@ def test_stratified_by_having_objects() -> None:
     cases = cohort([1] * 100, objects=[k % 5 == 0 for k in range(100)])  # 20 with objects
     with_objects = {member.case_id for member in members(cases) if member.objects}
     for seed in range(5):
-        split = holdout(cases, test=0.3, val=0.2, seed=seed, stratify=True)
+        split = holdout_split(cases, test=0.3, val=0.2, seed=seed, stratify=True)
         assert counts(split) == (56, 14, 30)
         assert len(with_objects & set(split.test)) == 6
-        folds = kfold(cases, seed=seed, stratify=True)
+        folds = kfold_split(cases, seed=seed, stratify=True)
         assert all(len(with_objects & set(fold.val)) == 4 and len(fold.val) == 20 for fold in folds.folds)
         part = subset(folds, cases, fraction=0.25, seed=seed, stratify=True)
         assert all(len(with_objects & set(fold.train)) == 4 and len(fold.train) == 20 for fold in part.folds)
@@ -177,16 +177,16 @@ def test_stratified_by_having_objects() -> None:
 def test_stratifying_needs_the_objects() -> None:
     unlabelled = d3.Dataset("u", (), (d3.CaseSource("a", IMAGE), d3.CaseSource("b", IMAGE)))
     with pytest.raises(ValueError, match="how many objects case 'a' holds is not known, for it is unlabelled"):
-        holdout(unlabelled, stratify=True)
+        holdout_split(unlabelled, stratify=True)
     masks = d3.Dataset("m", ("x",), (d3.CaseSource("a", IMAGE, instances=IMAGE),))
     with pytest.raises(ValueError, match="counted when it is prepared"):
-        kfold(masks, stratify=True)
+        kfold_split(masks, stratify=True)
 
 
 @given(scans, st.integers(0, 5), st.booleans())
 def test_larger_subsets_contain_smaller_ones(sizes: list[int], seed: int, stratify: bool) -> None:
     cases = cohort(sizes)
-    split = kfold(cases, folds=3, seed=seed)
+    split = kfold_split(cases, folds=3, seed=seed)
     fractions = (0.05, 0.1, 0.25, 0.5, 1)
     found = [subset(split, cases, fraction=f, seed=seed, stratify=stratify) for f in fractions]
     for number, whole in enumerate(split.folds):
@@ -215,24 +215,24 @@ def test_subset_out_of_range() -> None:
     cases = cohort([1] * 10)
     for fraction in (0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="wanted above 0, at most 1"):
-            subset(holdout(cases), cases, fraction=fraction)
+            subset(holdout_split(cases), cases, fraction=fraction)
     with pytest.raises(ValueError, match="names case"):
-        subset(holdout(cases), cohort([1] * 3), fraction=0.5)
+        subset(holdout_split(cases), cohort([1] * 3), fraction=0.5)
 
 
 def test_official_parts() -> None:
     cases = cohort([1, 2, 1, 1], parts=["train", "val", "test", "train"])
-    split = official(cases)
+    split = official_split(cases)
     assert split.folds == (Fold(("00000_0", "00003_0"), ("00001_0", "00001_1")),)
     assert split.test == ("00002_0",)
-    without_val = official(cohort([1] * 12, parts=["train"] * 10 + ["test"] * 2), val=0.2, seed=4)
+    without_val = official_split(cohort([1] * 12, parts=["train"] * 10 + ["test"] * 2), val=0.2, seed=4)
     assert counts(without_val) == (8, 2, 2)
-    assert counts(official(cohort([1] * 4, parts=["train", "train", "val", "val"]))) == (2, 2, 0)
+    assert counts(official_split(cohort([1] * 4, parts=["train", "train", "val", "val"]))) == (2, 2, 0)
 
 
 def test_official_folds_are_tested_in_turn() -> None:
     names = [f"subset{k}" for k in (10, 0, 2, 1)]  # in natural order 0, 1, 2, 10
-    split = official(cohort([1, 2, 3, 4], parts=list(names)))
+    split = official_split(cohort([1, 2, 3, 4], parts=list(names)))
     assert [counts(split, k) for k in range(4)] == [(4, 4, 2), (3, 3, 4), (6, 1, 3), (7, 2, 1)]
     assert split.test == ()
     tested = sorted(case_id for fold in split.folds for case_id in fold.test)
@@ -250,13 +250,13 @@ def test_official_folds_are_tested_in_turn() -> None:
 )
 def test_official_parts_that_are_none(parts: list[str | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        official(cohort([1] * len(parts), parts=parts))
+        official_split(cohort([1] * len(parts), parts=parts))
 
 
 def test_an_official_split_with_a_patient_in_two_parts() -> None:
     sources = tuple(d3.CaseSource(part, IMAGE, patient_id="one", part=part) for part in ("train", "test"))
     with pytest.raises(ValueError, match="patient 'one' is in train"):
-        official(d3.Dataset("d", (), sources), val=0)
+        official_split(d3.Dataset("d", (), sources), val=0)
 
 
 SUBSETS = [f"subset{k}" for k in range(10) for _ in range(89 if k < 8 else 88)]
@@ -283,9 +283,9 @@ def test_published_sizes(name: str) -> None:
 
 
 def test_other_shares_do_not_give_the_published_sizes() -> None:
-    assert len(holdout(PUBLISHED["lidc-idri"], test=0.15).test) == 153  # published: 155
-    assert len(holdout(cohort([1] * 922), test=0.3).test) == 277  # all patients of Duke; published: 274
-    assert [k for k in range(10) if counts(official(PUBLISHED["luna16"]), k) == (711, 88, 89)] == [7]
+    assert len(holdout_split(PUBLISHED["lidc-idri"], test=0.15).test) == 153  # published: 155
+    assert len(holdout_split(cohort([1] * 922), test=0.3).test) == 277  # all patients of Duke; published: 274
+    assert [k for k in range(10) if counts(official_split(PUBLISHED["luna16"]), k) == (711, 88, 89)] == [7]
 
 
 def test_unlabelled_cases_are_not_in_the_papers_splits() -> None:

@@ -7,7 +7,6 @@ window of intensities or lossy compression: no leak found is no proof that there
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,8 @@ WORDS: dict[Reason, str] = {"series": "the same series", "content": "the same vo
 SHOWN = 5
 """Leaks that an error names."""
 Evidence = tuple[Reason, str]
+Rows = dict[str, tuple[bool, list[Evidence]]]
+"""Case id -> whether its voxels were hashed, and what the scan is known again by, the strongest first."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def find_leaks(a: Store, b: Store, *, same_patients: bool = False) -> LeakReport
     both take them from one register: patient "1" of two hospitals is two people. With `Store.select` it is about some
     cases only. It takes time and memory in proportion to the number of cases, and opens none of them.
     """
-    return _compared(_rows(a), _rows(b), patients=same_patients or a.name == b.name)
+    patients = same_patients or a.name == b.name
+    return _compared(_rows(a, patients=patients), _rows(b, patients=patients))
 
 
 def find_leaks_within(store: Store, split: Split) -> LeakReport:
@@ -85,7 +87,7 @@ def find_leaks_within(store: Store, split: Split) -> LeakReport:
     Raises:
         KeyError: a case of the split that the store lacks.
     """
-    rows = {row.case_id: row for row in _rows(store)}
+    rows = _rows(store, patients=True)
     found: dict[tuple[str, str], Leak] = {}
     unknown: set[str] = set()
     for number in range(len(split.folds)):
@@ -93,9 +95,9 @@ def find_leaks_within(store: Store, split: Split) -> LeakReport:
         lacking = next((case_id for ids in parts.values() for case_id in ids if case_id not in rows), None)
         if lacking is not None:
             raise KeyError(f"no case {lacking!r} in {store.root} ({len(rows)} cases)")
-        train, val, test = ([rows[case_id] for case_id in ids] for ids in parts.values())
-        for before, after in ((train, val + test), (val, test)):
-            report = _compared(before, after, patients=True)
+        train, val, test = ({case_id: rows[case_id] for case_id in ids} for ids in parts.values())
+        for before, after in ((train, val | test), (val, test)):
+            report = _compared(before, after)
             found |= {(leak.case_a, leak.case_b): leak for leak in report.leaks}
             unknown |= {*report.unknown_a, *report.unknown_b}
     unknown -= {case_id for pair in found for case_id in pair}
@@ -115,45 +117,33 @@ def check_no_leak(a: Store, b: Store, *, same_patients: bool = False, allow_unkn
         raise LeakError(f"{a.name} ({a.root}) and {b.name} ({b.root}): {report}{shown}{more}", report)
 
 
-@dataclass(frozen=True)
-class _Row:
-    case_id: str
-    patient_id: str
-    series_uid: str | None
-    scan_sha256: tuple[str, ...] | None
-
-    def evidence(self, *, patients: bool) -> Iterator[Evidence]:
-        """Yield what the scan is known again by, the strongest first."""
-        if self.series_uid is not None:
-            yield "series", self.series_uid
-        for digest in self.scan_sha256 or ():
-            yield "content", digest
-        if patients:
-            yield "patient", self.patient_id
-
-
-def _rows(store: Store) -> list[_Row]:
+def _rows(store: Store, *, patients: bool) -> Rows:
     index = store.index
-    columns = zip(index.case_ids, index.patient_ids, index.series_uids, index.scan_sha256, strict=True)
-    return [_Row(*values) for values in columns]
+    rows: Rows = {}
+    columns = zip(index.case_ids, index.series_uids, index.scan_sha256, index.patient_ids, strict=True)
+    for case_id, series_uid, scan_sha256, patient_id in columns:
+        evidence: list[Evidence] = [] if series_uid is None else [("series", series_uid)]
+        evidence += [("content", digest) for digest in scan_sha256 or ()]
+        if patients:
+            evidence.append(("patient", patient_id))
+        rows[case_id] = (scan_sha256 is not None, evidence)
+    return rows
 
 
-def _compared(a: Iterable[_Row], b: Iterable[_Row], *, patients: bool) -> LeakReport:
+def _compared(a: Rows, b: Rows) -> LeakReport:
     """Return which rows of `a` share evidence with a row of `b`."""
     first: dict[Evidence, str] = {}
-    unhashed: list[str] = []
-    for row in b:
-        for evidence in row.evidence(patients=patients):
-            first.setdefault(evidence, row.case_id)
-        if row.scan_sha256 is None:
-            unhashed.append(row.case_id)
+    for case_id, (_, evidence) in b.items():
+        for shared in evidence:
+            first.setdefault(shared, case_id)
     leaks: list[Leak] = []
     unknown: list[str] = []
-    for row in a:
-        shared = next((evidence for evidence in row.evidence(patients=patients) if evidence in first), None)
-        if shared is not None:
-            leaks.append(Leak(row.case_id, first[shared], *shared))
-        elif row.scan_sha256 is None:
-            unknown.append(row.case_id)
+    for case_id, (hashed, evidence) in a.items():
+        strongest = next((shared for shared in evidence if shared in first), None)
+        if strongest is not None:
+            leaks.append(Leak(case_id, first[strongest], *strongest))
+        elif not hashed:
+            unknown.append(case_id)
     leaked = {leak.case_b for leak in leaks}
-    return LeakReport(tuple(leaks), tuple(unknown), tuple(case_id for case_id in unhashed if case_id not in leaked))
+    unknown_b = (case_id for case_id, (hashed, _) in b.items() if not hashed and case_id not in leaked)
+    return LeakReport(tuple(leaks), tuple(unknown), tuple(unknown_b))

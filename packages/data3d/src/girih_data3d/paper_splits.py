@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from girih_data3d.resampling import Number
-from girih_data3d.split_rules import divide, official
+from girih_data3d.split_rules import divide, official_split
 from girih_data3d.splits import Cases, Member, Split, members
 
 
@@ -72,7 +72,7 @@ def paper_split(name: str, cases: Cases, *, seed: int = 0) -> Split:
         raise ValueError(f"no split of {name!r} in the paper, known are {', '.join(PAPER_SPLITS)}")
     rule = PAPER_SPLITS[name]
     if rule.test == "official":
-        return replace(official(cases, seed=seed), rule=f"paper, {name}: official parts")
+        return replace(official_split(cases, seed=seed), rule=f"paper, {name}: official parts")
     labelled = [member for member in members(cases) if member.annotated]
     pool = [member for member in labelled if member.part in (None, "train")]
     _refuse_none(pool, cases, "train")

@@ -7,7 +7,7 @@ from typing import Any
 
 from girih_data3d.leakage import WORDS, LeakReport, find_leaks, find_leaks_within
 from girih_data3d.paper_splits import PAPER_SPLITS, PaperSplit, paper_split
-from girih_data3d.split_rules import holdout, kfold, official, subset
+from girih_data3d.split_rules import holdout_split, kfold_split, official_split, subset
 from girih_data3d.splits import Member, Split, members, read_split
 from girih_data3d.store import Store
 
@@ -96,10 +96,10 @@ def _ruled(options: argparse.Namespace, store: Store) -> Split:
             raise ValueError("--stratify is no option of the rule paper, except with --fraction")
         return paper_split(options.paper or store.name, store, seed=options.seed)
     if rule == "kfold":
-        return kfold(store, seed=options.seed, stratify=options.stratify, **given)
+        return kfold_split(store, seed=options.seed, stratify=options.stratify, **given)
     if rule == "official":
-        return official(store, seed=options.seed, stratify=options.stratify, **given)
-    return holdout(store, seed=options.seed, stratify=options.stratify, **given)
+        return official_split(store, seed=options.seed, stratify=options.stratify, **given)
+    return holdout_split(store, seed=options.seed, stratify=options.stratify, **given)
 
 
 def _table(split: Split, store: Store) -> str:

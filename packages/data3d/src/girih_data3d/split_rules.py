@@ -20,7 +20,9 @@ from girih_data3d.splits import LARGEST_SEED, Cases, Fold, Member, Split, member
 PARTS = ("train", "val", "test")
 
 
-def holdout(cases: Cases, *, test: Number = 0.2, val: Number = 0.2, seed: int = 0, stratify: bool = False) -> Split:
+def holdout_split(
+    cases: Cases, *, test: Number = 0.2, val: Number = 0.2, seed: int = 0, stratify: bool = False
+) -> Split:
     """Hold out a share of the cases as test set, and a share of the others for validation.
 
     A share of n cases is ceil(share * n), as in scikit-learn's train_test_split, or the nearest number above 0 that
@@ -39,13 +41,13 @@ def holdout(cases: Cases, *, test: Number = 0.2, val: Number = 0.2, seed: int = 
     return divide(cases.name, members(cases), test=test, val=val, seed=seed, stratify=stratify)
 
 
-def kfold(cases: Cases, *, folds: int = 5, test: Number = 0.0, seed: int = 0, stratify: bool = False) -> Split:
+def kfold_split(cases: Cases, *, folds: int = 5, test: Number = 0.0, seed: int = 0, stratify: bool = False) -> Split:
     """Divide the cases, without a share `test` held out first, into folds; each validates the training on the others.
 
-    The folds' sizes differ by at most 1 where every patient has one case; see `holdout` for the arguments.
+    The folds' sizes differ by at most 1 where every patient has one case; see `holdout_split` for the arguments.
 
     Raises:
-        ValueError: fewer than 2 folds or more than patients, or as `holdout` raises.
+        ValueError: fewer than 2 folds or more than patients, or as `holdout_split` raises.
     """
     if folds < 2:
         raise ValueError(f"folds is {folds}, wanted 2 or more")
@@ -64,7 +66,7 @@ def kfold(cases: Cases, *, folds: int = 5, test: Number = 0.0, seed: int = 0, st
     return Split(cases.name, f"kfold: {folds} folds, test {test:g}{_said(stratify)}", seed, made, _ids(tested))
 
 
-def official(cases: Cases, *, val: Number = 0.2, seed: int = 0, stratify: bool = False) -> Split:
+def official_split(cases: Cases, *, val: Number = 0.2, seed: int = 0, stratify: bool = False) -> Split:
     """Divide as the dataset's authors do: by its parts "train", "val" and "test", or by its folds.
 
     Without a "val" part a share `val` of "train" validates (0: nothing). Parts of three and more other names are folds,
@@ -72,7 +74,7 @@ def official(cases: Cases, *, val: Number = 0.2, seed: int = 0, stratify: bool =
     subsets.
 
     Raises:
-        ValueError: a case that says no part, other names of parts, a patient in two of them, or as `holdout` raises.
+        ValueError: a case that says no part, other names of parts, a patient in two of them, or as `holdout_split`.
     """
     found = members(cases)
     parts = _official_parts(cases.name, found)
@@ -139,7 +141,7 @@ def subset(split: Split, cases: Cases, *, fraction: Number, seed: int = 0, strat
 def divide(
     dataset: str, found: Sequence[Member], *, test: Number, val: Number, seed: int, stratify: bool = False
 ) -> Split:
-    """Divide some cases of a dataset as `holdout` does."""
+    """Divide some cases of a dataset as `holdout_split` does."""
     tested, rest = _divided(found, "test", test, seed, stratify)
     validated, trained = _divided(rest, "val", val, seed, stratify)
     rule = f"holdout: test {test:g}, val {val:g} of the rest{_said(stratify)}"
