@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import girih_data3d as d3
+from girih_data3d.formats import FORMATS
 from girih_data3d.paper_splits import PAPER_SPLITS, paper_split
 from girih_data3d.split_rules import holdout_split, kfold_split, official_split, subset
 from girih_data3d.splits import Cases, Fold, Split, members
@@ -228,6 +229,8 @@ def test_official_parts() -> None:
     without_val = official_split(cohort([1] * 12, parts=["train"] * 10 + ["test"] * 2), val=0.2, seed=4)
     assert counts(without_val) == (8, 2, 2)
     assert counts(official_split(cohort([1] * 4, parts=["train", "train", "val", "val"]))) == (2, 2, 0)
+    assert counts(official_split(cohort([1] * 4, parts=["train", "train", "test", "external"]), val=0.5)) == (1, 1, 1)
+    assert counts(official_split(cohort([1] * 4, parts=["train"] * 4), val=0)) == (4, 0, 0)
 
 
 def test_official_folds_are_tested_in_turn() -> None:
@@ -280,6 +283,14 @@ def test_published_sizes(name: str) -> None:
         assert counts(split, rule.fold) == rule.sizes
         split.check(PUBLISHED[name])
         assert name in split.rule
+
+
+def test_formats_state_the_same_sizes() -> None:
+    for name, rule in PAPER_SPLITS.items():
+        stated = FORMATS[name].counts
+        assert stated is not None
+        assert tuple(stated.parts[part] for part in ("train", "val", "test")) == rule.sizes
+        assert stated.images == sum(rule.sizes)
 
 
 def test_other_shares_do_not_give_the_published_sizes() -> None:

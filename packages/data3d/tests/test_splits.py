@@ -26,11 +26,12 @@ def test_parts_of_a_fold() -> None:
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "split.json"
+    path = tmp_path / "made" / "split.json"
+    SPLIT.write(path)
     path.write_text("an older one")
     SPLIT.write(path)
     assert read_split(path) == SPLIT
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.parent.iterdir()) == [path]
     record = json.loads(path.read_text(encoding="utf-8"))
     assert record["folds"][0] == {"train": ["a", "b"], "val": ["c"]}
     assert {key: record[key] for key in ("schema", "dataset", "seed", "test")} == {

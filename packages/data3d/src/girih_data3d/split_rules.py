@@ -17,8 +17,6 @@ from itertools import accumulate
 from girih_data3d.resampling import Number
 from girih_data3d.splits import LARGEST_SEED, Cases, Fold, Member, Split, members
 
-PARTS = ("train", "val", "test")
-
 
 def holdout_split(
     cases: Cases, *, test: Number = 0.2, val: Number = 0.2, seed: int = 0, stratify: bool = False
@@ -69,23 +67,23 @@ def kfold_split(cases: Cases, *, folds: int = 5, test: Number = 0.0, seed: int =
 def official_split(cases: Cases, *, val: Number = 0.2, seed: int = 0, stratify: bool = False) -> Split:
     """Divide as the dataset's authors do: by its parts "train", "val" and "test", or by its folds.
 
-    Without a "val" part a share `val` of "train" validates (0: nothing). Parts of three and more other names are folds,
-    in natural order: fold k tests part k, validates with the next one and trains on the others, as with LUNA16's ten
-    subsets.
+    Without a "val" part a share `val` of "train" validates (0: nothing); cases of parts of further names, such as
+    "external", are left out. Three and more parts of other names are folds, in natural order: fold k tests part k,
+    validates with the next one and trains on the others, as with LUNA16's ten subsets.
 
     Raises:
         ValueError: a case that says no part, other names of parts, a patient in two of them, or as `holdout_split`.
     """
     found = members(cases)
     parts = _official_parts(cases.name, found)
-    if set(parts) <= set(PARTS) and "train" in parts:
+    if "train" in parts and (len(parts) == 1 or {"val", "test"} & set(parts)):
         if "val" in parts:
             fold, share = Fold(_ids(parts["train"]), _ids(parts["val"])), ""
         else:
             validated, trained = _divided(parts["train"], "val", val, seed, stratify)
             fold, share = Fold(_ids(trained), _ids(validated)), f"; val {val:g} of train{_said(stratify)}"
         split = Split(cases.name, f"official parts{share}", seed, (fold,), _ids(parts.get("test", ())))
-    elif len(parts) > 2 and not set(parts) & set(PARTS):
+    elif len(parts) > 2 and not {"train", "val", "test"} & set(parts):
         names = sorted(parts, key=_natural)
         split = Split(
             cases.name,

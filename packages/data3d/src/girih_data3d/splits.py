@@ -93,8 +93,9 @@ class Split:
                     )
 
     def write(self, path: Path | str) -> None:
-        """Write it as JSON, one case id a line; a file that is there is replaced in one step."""
+        """Write it as JSON, one case id a line; a file that is there is replaced in one step, folders are made."""
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         record: dict[str, Any] = {"schema": SCHEMA, "dataset": self.dataset, "rule": self.rule, "seed": self.seed}
         record["folds"] = [
             {part: list(ids) for part, ids in vars(fold).items() if ids or part != "test"} for fold in self.folds

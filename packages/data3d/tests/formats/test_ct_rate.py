@@ -83,6 +83,9 @@ def test_one_reconstruction_of_each_scan_or_patient(root: Path) -> None:
 
 
 def test_volumes_without_a_chest(root: Path) -> None:
+    (root / "metadata" / "no_chest_train.txt").write_bytes(b"\xff")
+    with pytest.raises(d3.ManifestError, match=r"no_chest_train\.txt: not a readable list"):
+        read_format("ct-rate", root)
     text = "dataset/train/train_2/train_2_a/train_2_a_1.nii.gz\ntrain_2_a_2\n\n"
     (root / "metadata" / "no_chest_train.txt").write_text(text)
     dataset = read_format("ct-rate", root)

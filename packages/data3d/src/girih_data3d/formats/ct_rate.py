@@ -17,6 +17,7 @@ NAME = "ct-rate"
 VOLUME = re.compile(r"(?P<scan>(?P<patient>(train|valid)_\d+)_[a-z]+)_\d+\.nii\.gz")
 PARTS = {"train": "train", "valid": "val"}
 """Beginning of the folders' names -> official part."""
+INNER = ("train", "train_fixed", "valid", "valid_fixed")
 TABLES = {"train": ("train_metadata.csv",), "valid": ("validation_metadata.csv", "valid_metadata.csv")}
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 COLUMNS = {"VolumeName": (), "RescaleSlope": (), "RescaleIntercept": (), "XYSpacing": (), "ZSpacing": ()}
@@ -51,7 +52,7 @@ def read(
         ManifestError: another layout, no table for original files, a file without a row, a row without a file, a name
             that is no volume's, or numbers that cannot be.
     """
-    root = find_root(folder, _is_root, "train or train_fixed (valid or valid_fixed)", inner=("train", "train_fixed"))
+    root = find_root(folder, _is_root, "train or train_fixed (valid or valid_fixed)", inner=INNER)
     sources: list[CaseSource] = []
     passed_over: list[str] = []
     for begin, part in PARTS.items():
@@ -134,8 +135,11 @@ def _no_chest(root: Listing, begin: str) -> frozenset[str]:
     path = _beside(root, (f"no_chest_{begin}.txt",))
     if path is None:
         return frozenset()
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    names = (re.split(r"[/\\]", line)[-1] for line in lines if line)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not a readable list in UTF-8: {error}") from error
+    names = (re.split(r"[/\\]", line.strip())[-1] for line in lines if line.strip())
     return frozenset(name if name.endswith(".nii.gz") else f"{name}.nii.gz" for name in names)
 
 
