@@ -86,6 +86,7 @@ def test_split_of_the_paper(root: Path, tmp_path: Path, command: Command, capsys
         (("--rule", "official", "--test", 0.2), "--test is no option of the rule official"),
         (("--folds", 5), "--folds is no option of the rule holdout"),
         (("--paper", "kits21", "--val", 0.2), "--val is no option of the rule paper"),
+        (("--paper", "kits21", "--rule", "kfold"), "--paper is no option of the rule kfold"),
         (("--paper", "kits21", "--stratify"), "--stratify is no option of the rule paper"),
         (("--fraction", 0), "fraction is 0.0, wanted above 0"),
         (("--stratify",), "case 'c09' holds is not known, for it is unlabelled"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import girih_data3d as d3
@@ -184,6 +184,7 @@ def test_stratifying_needs_the_objects() -> None:
         kfold_split(masks, stratify=True)
 
 
+@settings(max_examples=40)
 @given(scans, st.integers(0, 5), st.booleans())
 def test_larger_subsets_contain_smaller_ones(sizes: list[int], seed: int, stratify: bool) -> None:
     cases = cohort(sizes)

@@ -22,7 +22,7 @@ def add_split(commands: Any) -> None:
     parser = commands.add_parser("split", help="divide a prepared dataset by patient into train, val and test")
     parser.add_argument("root", type=Path, help="folder of the prepared dataset")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="split.json to write")
-    parser.add_argument("--rule", choices=RULES, default="holdout", help="default: holdout")
+    parser.add_argument("--rule", choices=RULES, help="default: paper with --paper, else holdout")
     parser.add_argument(
         "--test", type=float, metavar="SHARE", help="of all cases; default: 0.2 for holdout, 0 for kfold"
     )
@@ -34,7 +34,7 @@ def add_split(commands: Any) -> None:
         "--paper",
         choices=sorted(PAPER_SPLITS),
         metavar="FORMAT",
-        help="whose rule of the paper; default with --rule paper: the dataset's name",
+        help="whose rule of the paper; with --rule paper by default the dataset's name",
     )
     parser.add_argument("--fraction", type=float, metavar="SHARE", help="train on this part of the training cases only")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -83,7 +83,9 @@ def _ruled(options: argparse.Namespace, store: Store) -> Split:
     Raises:
         ValueError: an option that the rule does not have.
     """
-    rule = "paper" if options.paper else options.rule
+    rule = options.rule or ("paper" if options.paper else "holdout")
+    if options.paper and rule != "paper":
+        raise ValueError(f"--paper is no option of the rule {rule}")
     own = {"holdout": ("test", "val"), "kfold": ("test", "folds"), "official": ("val",), "paper": ()}[rule]
     given: dict[str, Any] = {
         name: value for name in ("test", "val", "folds") if (value := getattr(options, name)) is not None
