@@ -1,4 +1,4 @@
-"""The command line: girih-data3d prepare | formats | info | verify | export | split | leakage."""
+"""The command line: girih-data3d prepare | plan | formats | info | verify | export | split | leakage."""
 
 import argparse
 import json
@@ -16,6 +16,8 @@ from girih_data3d.formats_cli import add_formats, add_reading, print_comparison,
 from girih_data3d.info import as_text, describe_case, describe_dataset
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import Scheme
+from girih_data3d.plan import read_plan
+from girih_data3d.plan_cli import add_plan, refuse_beside_plan
 from girih_data3d.resampling import Method
 from girih_data3d.spec import Compression, Dtype, PrepareSpec
 from girih_data3d.split_cli import add_leakage, add_split
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="girih-data3d", description="Medical volumes in zarr.")
     commands = parser.add_subparsers(
-        required=True, metavar="prepare | formats | info | verify | export | split | leakage"
+        required=True, metavar="prepare | plan | formats | info | verify | export | split | leakage"
     )
     _add_prepare(commands.add_parser("prepare", help="turn scans into a dataset; run again, it goes on where it was"))
     add_formats(commands)
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, help="made if missing; files are named <case>_<channel>.nii.gz")
     export.add_argument("--labels", action="store_true", help="also the label maps")
     export.set_defaults(run=_export)
+    add_plan(commands)
     add_split(commands)
     add_leakage(commands)
     return parser
@@ -90,13 +93,14 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", type=Path, help="folder of the prepared dataset; made if missing")
     add_reading(parser)
-    spacing = parser.add_mutually_exclusive_group()
-    spacing.add_argument(
-        "--spacing-zyx-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), default=(1.0, 1.0, 1.0), help="default: 1 1 1"
+    parser.add_argument(
+        "--plan", type=Path, metavar="FILE", help="plan.json that says the voxel size and the normalisation"
     )
+    spacing = parser.add_mutually_exclusive_group()
+    spacing.add_argument("--spacing-zyx-mm", type=float, nargs=3, metavar=("Z", "Y", "X"), help="default: 1 1 1")
     spacing.add_argument("--keep-spacing", action="store_true", help="do not resample")
     parser.add_argument("--method", choices=get_args(Method), default="spline3", help="of resampling; default: spline3")
-    parser.add_argument("--normalisation", choices=get_args(Scheme), default="zscore", help="default: zscore")
+    parser.add_argument("--normalisation", choices=get_args(Scheme), help="default: zscore")
     parser.add_argument("--clip", type=float, nargs=2, metavar=("LOW", "HIGH"), help="intensities, before that")
     parser.add_argument("--mean", type=float, nargs="+", help="per channel, for ct")
     parser.add_argument("--std", type=float, nargs="+", help="per channel, for ct")
@@ -116,10 +120,16 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+    plan = None
+    if options.plan is not None:
+        decided = ("spacing_zyx_mm", "keep_spacing", "normalisation", "clip", "mean", "std")
+        given = {f"--{name.replace('_', '-')}": bool(getattr(options, name)) for name in decided}
+        refuse_beside_plan(options.plan, given)
+        plan = read_plan(options.plan)
     spec = PrepareSpec(
-        target_zyx_mm=None if options.keep_spacing else tuple(options.spacing_zyx_mm),
+        target_zyx_mm=None if options.keep_spacing else tuple(options.spacing_zyx_mm or (1.0, 1.0, 1.0)),
         method=options.method,
-        normalisation=options.normalisation,
+        normalisation=options.normalisation or "zscore",
         clip=options.clip and tuple(options.clip),
         mean=options.mean and tuple(options.mean),
         std=options.std and tuple(options.std),
@@ -127,6 +137,7 @@ def _prepare(options: argparse.Namespace) -> int:
         compression=options.compression,
         crop=None if options.no_crop else "nonzero",
     )
+    spec = spec if plan is None else plan.prepare_spec(spec)
     dataset = read_dataset(options)
     if dataset.passed_over:
         names, more = ", ".join(dataset.passed_over[:SHOWN]), len(dataset.passed_over) - SHOWN

@@ -9,6 +9,7 @@ from typing import Any
 COMMANDS = {
     "demo": "The whole way on real scans in minutes: prepare, pre-train, fine-tune, predict, score, report.",
     "samples": "Fetch real sample scans into the cache.",
+    "plan": "Measure a folder of scans: choose voxel size, normalisation, patch, network and anchors.",
     "prepare": "Turn a folder of scans into a zarr dataset: crop, resample, normalise.",
     "pretrain": "Pre-train an encoder on a prepared dataset.",
     "finetune": "Train a detector on a prepared dataset, from scratch or from pre-trained weights.",

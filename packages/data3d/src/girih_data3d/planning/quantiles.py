@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from girih_data3d.resampling import Number
+
 ALL_VALUES = 20_000_000
-"""Values that are kept of all cases together; of one case at least
-"""
+"""Values that are kept of all cases together,"""
 FEWEST_VALUES, MOST_VALUES = 1_000, 100_000
+"""but at least and at most so many of each."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Intensities:
 
     count: int
     """Voxels that were looked at, every tenth."""
-    mean: float
-    std: float
-    min: float
-    max: float
-    median: float
-    percentile_00_5: float
-    percentile_99_5: float
+    mean: Number
+    std: Number
+    min: Number
+    max: Number
+    median: Number
+    percentile_00_5: Number
+    percentile_99_5: Number
 
 
 def values_per_case(cases: int) -> int:
