@@ -57,6 +57,17 @@ def store(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cases of the same kind, prepared in the same way, that nobody trains on."""
+    raw, out = tmp_path_factory.mktemp("raw_others"), tmp_path_factory.mktemp("prepared_others") / "others"
+    write_scans(raw, cases=5)
+    manifest = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(manifest | {"cases": manifest["cases"][3:]}))
+    Prepare(data=raw, out=out, workers=1).run()
+    return out
+
+
+@pytest.fixture(scope="session")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A plan of the demo's kind with patches of 32 voxels, as a file."""
     path = tmp_path_factory.mktemp("plan") / "plan.json"

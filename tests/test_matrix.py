@@ -1,4 +1,4 @@
-"""The detector on every encoder and with every flavour, and the weights that it takes or refuses."""
+"""The detectors on every encoder and with every flavour, and the weights that they take or refuse."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import girih_backbones
-from girih.networks import initialise, make_detector
+import girih_ssl
+from girih.networks import initialise, make_detector, make_objective
 from girih.plans import Plan, load_plan
 from girih_data3d import PrepareSpec
-from girih_detectors import RetinaUNet
+from girih_detectors import DeformableDETR, RetinaUNet
 
 PATCH = (32, 32, 32)
+LABELS = {"scans": {"channels": 1, "classes": ["organ"], "regions": [[1]], "activation": "sigmoid"}}
 ENCODERS = {
     "residual": {
         "class": "ResidualEncoder",
@@ -60,6 +62,58 @@ def test_a_detector_trains_on_every_encoder_with_every_flavour(encoder: str, fla
     found = detector.eval().detect(image)
     assert len(found) == 2
     assert all(((f["boxes"] >= 0) & (f["boxes"] <= 32)).all() for f in found)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_deformable_detr_trains_on_every_encoder_without_masks_or_neck(encoder: str) -> None:
+    kwargs = {key: value[:3] for key, value in ENCODERS[encoder]["kwargs"].items()}
+    kwargs["downsampling"] = [[4, 8, 4], *kwargs["downsampling"][1:]]  # few voxels
+    plan = replace(plan_with(encoder), encoder={"class": ENCODERS[encoder]["class"], "kwargs": kwargs}, neck=None)
+    with pytest.raises(ValueError, match="the plan has no queries"):
+        make_detector(plan, in_channels=2, classes=("ball", "cube"), seed=1, detector="deformable_detr")
+    detector = make_detector(
+        replace(plan, queries=7), in_channels=2, classes=("ball", "cube"), seed=1, detector="deformable_detr"
+    )
+    assert isinstance(detector, DeformableDETR)
+    image = torch.randn(2, 2, *PATCH, generator=torch.Generator().manual_seed(0))
+    targets = [
+        {"boxes": torch.tensor([[8.0, 8, 8, 14, 14, 14]]), "labels": torch.tensor([1])},
+        {"boxes": torch.zeros(0, 6), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    loss = detector(image, targets)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(parameter.grad is not None for parameter in detector.parameters())
+    (found,) = detector.eval().detect(image[:1])
+    assert len(found["boxes"]) == 2 * 7  # each query as each class
+    assert ((found["boxes"] >= 0) & (found["boxes"] <= 32)).all()
+
+
+def test_a_detector_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="detector is 'yolo', wanted one of retina_unet, deformable_detr"):
+        make_detector(plan_with("plain"), in_channels=1, classes=("ball",), seed=0, detector="yolo")
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("name", ["mae", "models_genesis", "multitalent", "s3d", "voco"])
+def test_the_weights_of_every_objective_start_deformable_detr(name: str, encoder: str, tmp_path: Path) -> None:
+    plan, weights = replace(plan_with(encoder), queries=12), tmp_path / "encoder.safetensors"
+    small = {"crop_zyx": (16, 16, 16), "projector_width": 16} if name == "voco" else {}
+    objective = make_objective(
+        girih_ssl.objectives()[name](**small), plan, patch_zyx=PATCH, in_channels=1, seed=0, datasets=LABELS
+    )
+    girih_backbones.save_weights(weights, encoder=objective.encoder, stems=getattr(objective, "stems", None))
+    detector = make_detector(plan, in_channels=1, classes=("ball",), seed=1, detector="deformable_detr")
+    wanted, drawn = objective.encoder.state_dict(), detector.pyramid.state_dict()
+    assert not drawn["stem.conv.weight"].equal(wanted["stem.conv.weight"])
+    stem = "dataset:scans" if name == "multitalent" else "exact"
+    report, warnings = initialise(
+        detector, girih_backbones.read_weights(weights), PrepareSpec(), PATCH, stem=stem, allow=()
+    )
+    found = detector.pyramid.state_dict()
+    assert warnings == []
+    assert report.counts["loaded"] == len(found)
+    assert all(tensor.equal(wanted[key]) for key, tensor in found.items())
 
 
 def test_a_plan_with_relu_has_relu_in_its_heads() -> None:

@@ -229,10 +229,8 @@ class Finetune:
             return None
         step = self.restart.judged_at(self.validate_every, self.recipe.steps)
         if step is None:
-            warn(
-                accelerator,
-                [f"{self.recipe.steps} steps are too few to judge the start, --restart.last-step says when"],
-            )
+            found = f"it has {self.recipe.steps} steps, --restart.last-step is {self.restart.last_step}"
+            warn(accelerator, [f"the training ends before its start can be judged: {found}"])
             return None
         second = self.restart.second(self.recipe)
         if self.head_first:
