@@ -42,9 +42,7 @@ BATCH = 2
 TOPOLOGIES = {
     "fixed": FIXED,
     "five stages": plan_topology((96, 96, 96), (1, 1, 1)),
-    "four stages": plan_topology((48, 40, 40), (1, 1, 1)),
-    "seven stages": plan_topology((256, 256, 256), (1, 1, 1)),
-    "thick slices": plan_topology((20, 256, 256), (5, 0.7, 0.7)),
+    "seven stages, thick slices": plan_topology((20, 256, 256), (5, 0.7, 0.7)),
     "coarse": plan_topology((56, 192, 160), (2.5, 0.8, 0.8)),
 }
 

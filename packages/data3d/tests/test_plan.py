@@ -139,6 +139,12 @@ def test_an_encoder_that_does_not_say_its_stages_is_not_checked() -> None:
     assert d3.plan_from_json(content, "here").notes == ()
 
 
+@pytest.mark.parametrize("change", [{"levels": ()}, {"anchors": {}}, {"patch_zyx": (16, 32, 31)}])
+def test_a_plan_made_in_python_is_checked_too(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"field '{next(iter(change))}'"):
+        replace(PLAN, **change)
+
+
 def test_a_plan_is_frozen() -> None:
     with pytest.raises(AttributeError):
         PLAN.__setattr__("batch_size", 3)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -159,14 +160,14 @@ def fingerprint(
     jobs = [(source, dataset.classes, keep) for source in dataset.sources]
     found: dict[int, _Measured] = {}
     failed: dict[int, str] = {}
-    for number, outcome in run_jobs(_try_measure, jobs, workers):
-        case_id = dataset.sources[number].case_id
-        if isinstance(outcome, _Measured):
-            found[number] = outcome
-        else:
-            failed[number] = outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
-        if on_progress is not None:
-            on_progress(case_id, "failed" if number in failed else "done")
+    with closing(run_jobs(_try_measure, jobs, workers)) as results:
+        for number, outcome in results:
+            if isinstance(outcome, _Measured):
+                found[number] = outcome
+            else:
+                failed[number] = outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
+            if on_progress is not None:
+                on_progress(dataset.sources[number].case_id, "failed" if number in failed else "done")
     measured = [found[number] for number in sorted(found)]
     for number in sorted(found):
         first, case = measured[0].case, found[number].case

@@ -57,6 +57,8 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("field 'levels' is empty, wanted at least one")
         _check_stages(self)
         _check_anchors(self.anchors)
         if self.normalisation is not None:
@@ -171,6 +173,8 @@ def _check_anchors(anchors: Mapping[str, Any]) -> None:
     overlap = anchors.get("mean_best_iou")
     if overlap is not None and not (_is_number(overlap) and overlap <= 1):
         raise ValueError(f"field 'anchors.mean_best_iou' is {overlap!r}, wanted 0 to 1 or null")
+    if not anchors.get("sizes_zyx_voxels"):
+        raise ValueError("field 'anchors' has no 'sizes_zyx_voxels', wanted at least one (z, y, x)")
     for i, size in enumerate(anchors["sizes_zyx_voxels"]):
         if not _is_triple(size):
             raise ValueError(f"field 'anchors.sizes_zyx_voxels[{i}]' is {size!r}, wanted three numbers > 0 (z, y, x)")

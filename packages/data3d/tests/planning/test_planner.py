@@ -132,6 +132,7 @@ def test_batches_and_channels_and_classes_cost_memory() -> None:
         ({"modality": "MR", "kept": 0.5}, "zscore_mask", "z-scores, modality MR, inside the scan only"),
         ({"modality": None}, "zscore", "z-scores, modality unknown"),
         ({"modality": "CT", "kept": 0.5}, "ct", None),
+        ({"modality": "ct"}, "ct", None),
         ({"intensities": (None,)}, "zscore", "no range to clip a CT to"),
         ({"intensities": (replace(LUNG, percentile_00_5=5, percentile_99_5=5, std=0),)}, "zscore", "no range"),
     ],

@@ -19,7 +19,8 @@ QUERIES_PER_OBJECT = 3
 def objects_per_patch(index: CaseIndex, patch_zyx: Sequence[int]) -> float:
     """Return the 95th percentile, over all objects, of how many objects a patch centred on one of them holds.
 
-    An object counts if its centre is in the patch; the one in the middle does. Without any object: 0.
+    An object counts if its centre is in the patch; the one in the middle does. Without any object: 0. (nnDetection
+    takes the fullest patch of each scan and the percentile over scans.)
 
     Args:
         index: of a prepared dataset, `Store.index`.

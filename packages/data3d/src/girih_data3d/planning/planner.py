@@ -69,7 +69,8 @@ def make_plan(
         network = Network(FIXED, encoder, channels, classes)
     topology = network.topology
     needed = training_bytes(network, batch_size)
-    notes.append(f"{rule} rule; training takes about {needed / 2**30:.1f} GiB in bfloat16, counted, not measured")
+    takes = f"training Retina U-Net takes about {needed / 2**30:.1f} GiB in bfloat16, counted, not measured"
+    notes.append(f"{rule} rule; {takes}; Deformable DETR is not planned for")
     if needed > memory_budget_bytes:
         notes.append(
             f"that is more than the budget of {memory_budget_bytes / 2**30:.1f} GiB, which a fixed patch ignores"
@@ -142,7 +143,7 @@ def _largest(
 
 
 def _normalisation(fingerprint: Fingerprint, rule: Rule, wanted: Scheme | None, notes: list[str]) -> Normalisation:
-    modalities = {case.modality for case in fingerprint.cases}
+    modalities = {(case.modality or "unknown").upper() for case in fingerprint.cases}
     measured = [i for i in fingerprint.intensities if i is not None]
     low = min((i.percentile_00_5 for i in measured), default=0.0)
     high = max((i.percentile_99_5 for i in measured), default=0.0)
@@ -157,7 +158,7 @@ def _normalisation(fingerprint: Fingerprint, rule: Rule, wanted: Scheme | None, 
         elif modalities == {"CT"}:
             notes.append("z-scores: the intensities that were measured have no range to clip a CT to")
         else:
-            names = ", ".join(sorted(m or "unknown" for m in modalities))
+            names = ", ".join(sorted({case.modality or "unknown" for case in fingerprint.cases}))
             kept = np.median([np.prod(case.cropped_zyx) / np.prod(case.shape_zyx) for case in fingerprint.cases])
             scheme = "zscore_mask" if kept < MASK_BELOW else "zscore"
             notes.append(f"z-scores, modality {names}" + (", inside the scan only" if kept < MASK_BELOW else ""))
