@@ -212,6 +212,7 @@ def test_plan_prepare_finetune(raw: Path, tmp_path: Path, capsys: pytest.Capture
         out=tmp_path / "run",
         plan=str(path),
         recipe=Recipe(steps=1, lr=1e-3),
+        augmentation="none",
         training=Training(workers=0, checkpoint_every=1),
     )
     run.run()
