@@ -22,6 +22,8 @@ def run(
     stop: int | None = None,
     lr_at: Callable[[str, int], float] | None = None,
     part: float = 2.0,
+    validate: Callable[[nn.Module, int], None] | None = None,
+    validate_every: int = 0,
     **changes: Any,
 ) -> list[str]:
     """Train one weight towards a number per batch; returns what was exported, as `step:weight`.
@@ -54,6 +56,8 @@ def run(
         title="test",
         on_checkpoint=lambda net, step: exported.append(f"{step}:{net.weight.item():.4f}"),
         lr_at=lr_at,
+        validate=validate or (lambda net, step: None),
+        validate_every=validate_every,
     )
     return exported
 
@@ -141,6 +145,36 @@ def test_a_run_resumed_in_any_phase_is_the_run_that_was_not(stop: int, tmp_path:
     for averaged in (False, True):
         one, other = (load_model(path, averaged=averaged)["weight"] for path in last)
         assert one.equal(other)
+
+
+def test_validations_come_every_so_often_and_at_the_end_after_the_row_and_before_the_checkpoint(tmp_path: Path) -> None:
+    seen: list[tuple[int, float, int, bool]] = []
+
+    def validate(net: nn.Module, step: int) -> None:
+        logged = len((tmp_path / "metrics.jsonl").read_text().splitlines())
+        seen.append(
+            (step, round(net.weight.item(), 4), logged, (tmp_path / "checkpoints" / f"step_{step:09d}").exists())
+        )
+
+    steady = {"lr_at": lambda part, step: 0.1, "ema_decay": 0.5}
+    run(tmp_path, [1.0] * 3, validate=validate, validate_every=2, **steady)
+    assert seen == [(2, 0.36, 2, False), (3, 0.308, 3, False)]  # of the moving average
+
+
+def test_what_a_validation_raises_ends_the_training(tmp_path: Path) -> None:
+    def validate(net: nn.Module, step: int) -> None:
+        raise KeyError(step)
+
+    with pytest.raises(KeyError, match="2"):
+        run(tmp_path, [1.0] * 3, validate=validate, validate_every=2)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_that_are_not_finite_are_not_validated(tmp_path: Path) -> None:
+    steps: list[int] = []
+    with pytest.raises(ValueError, match="weights are no longer finite at step 2"):
+        run(tmp_path, [1.0, 2.4e19], validate=lambda net, step: steps.append(step), validate_every=1)
+    assert steps == [1]
 
 
 def without_time(metrics: Path) -> list[dict[str, float]]:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,36 @@ def test_recipe_makes_the_optimiser(name: str, kind: type) -> None:
     assert optimiser.defaults["lr"] == 0.1
 
 
+def test_the_recipe_of_deformable_detr_is_nndetections() -> None:
+    recipe, head_first, restart = SCHEDULES["detr"]
+    assert (recipe.steps, recipe.lr, recipe.warmup_steps) == (100 * 2500, 3e-4, 0)
+    assert not head_first
+    optimiser = recipe.make_optimiser(nn.Linear(1, 1).parameters())
+    assert isinstance(optimiser, torch.optim.AdamW)
+    wanted = {"lr": 3e-4, "betas": (0.9, 0.999), "eps": 1e-4, "weight_decay": 1e-4, "amsgrad": True}
+    assert {name: optimiser.defaults[name] for name in wanted} == wanted
+    for step in (0, 125_000):
+        np.testing.assert_allclose(recipe.lr_at(step), 3e-4 * (1 - step / 250_000) ** 0.9)
+    assert (restart.below, restart.first_step, restart.last_step) == (0.1, 15 * 2500, 20 * 2500)
+    assert all(SCHEDULES[name].restart.below == 0 for name in SCHEDULES if name != "detr")
+
+
+def test_a_detector_brings_its_schedule_which_single_options_override() -> None:
+    required = ["--data", "x", "--out", "y", "--detector", "deformable_detr"]
+    command = chosen(required)
+    assert (command.detector, command.recipe, command.restart) == ("deformable_detr", *SCHEDULES["detr"][::2])
+    changed = chosen([*required, "--lr", "1e-4", "--no-amsgrad", "--restart.below", "0.2"])
+    assert changed.recipe == replace(command.recipe, lr=1e-4, amsgrad=False)
+    assert changed.restart == replace(command.restart, below=0.2)
+    other = chosen([*required, "--schedule", "nnunet"])
+    assert (other.detector, other.recipe) == ("deformable_detr", SCHEDULES["nnunet"].recipe)
+    assert chosen(required[:4]).restart.below == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [{"steps": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup_steps": 5}, {"momentum": 1.0}, {"weight_decay": -1.0},
-     {"clip_norm": -1.0}, {"ema_decay": 1.0}, {"ema_decay": -0.1}],
+     {"clip_norm": -1.0}, {"ema_decay": 1.0}, {"ema_decay": -0.1}, {"eps": 0.0}, {"eps": float("inf")}],
 )  # fmt: skip
 def test_a_number_out_of_range_is_named(change: dict[str, float]) -> None:
     (name, value), *_ = change.items()

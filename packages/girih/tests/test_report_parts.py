@@ -1,6 +1,7 @@
 """The parts of the report that need no scan: files, curves, wording, verdicts."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -203,6 +204,22 @@ def test_progress_is_a_picture_and_nothing_is_left_behind(tmp_path: Path, steps:
         assert min(image.size) > 400
         assert len(image.convert("RGB").getcolors(2**24)) > 10
     assert {path.name for path in tmp_path.iterdir()} == {"progress.png", "metrics.jsonl"}
+
+
+def test_progress_shows_validations_once_there_are_some(tmp_path: Path) -> None:
+    metrics, table, png = metrics_file(tmp_path / "metrics.jsonl", 9), tmp_path / "validation.jsonl", tmp_path / "a.png"
+    progress_png(metrics, png)
+    without = png.read_bytes()
+    for content, more in ((None, 0), ("", 0), ('{"step": 3, "ap": 0.25, "seconds": 1.0}\n', 100)):
+        if content is not None:
+            table.write_text(content)
+        progress_png(metrics, png, table)
+        with Image.open(png) as image, Image.open(io.BytesIO(without)) as old:
+            assert image.height >= old.height + more
+            assert (image.height == old.height) == (more == 0)
+    table.write_text('{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"validation\.jsonl, line 1: found .* wanted numbers step and ap"):
+        progress_png(metrics, png, table)
 
 
 def test_progress_of_a_broken_run_keeps_the_old_picture(tmp_path: Path) -> None:

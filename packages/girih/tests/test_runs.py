@@ -85,6 +85,16 @@ def test_rows_after_the_checkpoint_and_a_torn_last_row_are_forgotten(tmp_path: P
     assert [json.loads(row)["step"] for row in folder.metrics.read_text().splitlines()] == [1, 2]
 
 
+def test_validations_after_the_checkpoint_are_forgotten_too(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.forget_after(0)
+    for step in (2, 4, 6):
+        folder.log_validation({"step": step, "ap": 0.5, "seconds": 1.0})
+    folder.forget_after(4)
+    assert [json.loads(row)["step"] for row in folder.validations.read_text().splitlines()] == [2, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["validation.jsonl"]
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     write_json(path, {"schema": "girih-x/1", "value": 1})

@@ -123,15 +123,7 @@ class Finetune:
             validation = Validation(others, store.classes, plan.patch_zyx, folder, accelerator)
         judged_at = self._judged_at(accelerator)
         weights = girih_backbones.read_weights(self.weights) if self.weights else None
-        augmentation = make_augmentation(self.augmentation)
-        n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
-        sampler = girih_data3d.PatchSampler(
-            plan.patch_zyx,
-            object_fraction=self.object_fraction,
-            geometry=girih_data3d.Geometry() if augmentation else None,
-            seed=self.training.seed,
-        )
-        dataset = girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
+        dataset = self._dataset(plan, store)
         config = run_config(
             self,
             plan=plan.to_json(),
@@ -186,7 +178,7 @@ class Finetune:
                 folder=folder,
                 config=config,
                 batch_size=plan.batch_size,
-                n_per_epoch=n_per_epoch,
+                n_per_epoch=dataset.n_per_epoch,
                 title="fine-tuning",
                 on_checkpoint=keep_transfer,
                 lr_at=partial(sawtooth_lr, recipe) if self.head_first else None,
@@ -194,14 +186,13 @@ class Finetune:
                 validate_every=0 if validation is None else self.validate_every,
             )
 
-        if not has_restarted(folder, accelerator):
+        restarted = has_restarted(folder, accelerator)
+        if not restarted:
             with suppress(FailedStartError):
                 start(self.recipe, resume=self.training.resume, restarted=False)
                 return
             let_go(accelerator)
-            start(self.restart.second(self.recipe), resume=True, restarted=True)
-        else:
-            start(self.restart.second(self.recipe), resume=self.training.resume, restarted=True)
+        start(self.restart.second(self.recipe), resume=self.training.resume or not restarted, restarted=True)
 
     def _check(self) -> None:
         """Check the settings among themselves."""
@@ -236,6 +227,17 @@ class Finetune:
         if self.head_first:
             _require_two_warmups(second)
         return step
+
+    def _dataset(self, plan: Plan, store: girih_data3d.Store) -> girih_data3d.PatchDataset:
+        augmentation = make_augmentation(self.augmentation)
+        sampler = girih_data3d.PatchSampler(
+            plan.patch_zyx,
+            object_fraction=self.object_fraction,
+            geometry=girih_data3d.Geometry() if augmentation else None,
+            seed=self.training.seed,
+        )
+        n_per_epoch = STEPS_PER_EPOCH * plan.batch_size
+        return girih_data3d.PatchDataset(store, sampler, n_per_epoch=n_per_epoch, transform=augmentation)
 
     def _initialise(
         self,
