@@ -16,7 +16,6 @@ from girih.ensembles import preparation_differences
 from girih.inference import FAST_OVERLAP, tiles_at_once
 from girih.runs import RunFolder
 from girih.scoring import read_truths, score_of
-from girih_data3d.splits import read_split
 from girih_detectors import Detections, Detector, detect_volume
 
 IOU = 0.1
@@ -38,7 +37,7 @@ def split_cases(
     if split is not None and validation is not None:
         raise ValueError(f"validation is {validation}, wanted none with --split, whose fold says what validates")
     if split is not None and fold is not None:
-        divided = read_split(split)
+        divided = girih_data3d.read_split(split)
         divided.check(store)
         parts = divided.parts(fold)
         if not parts["val"]:
