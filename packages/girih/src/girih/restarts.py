@@ -87,13 +87,6 @@ def judge(folder: RunFolder, rule: Restart, recipe: Recipe, accelerator: Acceler
     raise FailedStartError(why)
 
 
-def let_go(accelerator: Accelerator) -> None:
-    """Let go of the first start's network and trackers: another one begins in this process."""
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.free_memory()
-
-
 def _judged(folder: RunFolder, rule: Restart) -> list[dict[str, Any]]:
     """Return the rows of the validations that count."""
     rows = [json.loads(line) for line in folder.validations.read_text(encoding="utf-8").splitlines()]

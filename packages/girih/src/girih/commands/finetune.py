@@ -30,7 +30,7 @@ from girih.loop import Training, train, warn
 from girih.networks import OPTIONS, encoder_of, initialise, make_detector
 from girih.plans import Plan, load_plan
 from girih.recipes import SCHEDULES, Recipe, Restart, require, sawtooth_lr
-from girih.restarts import FailedStartError, has_restarted, judge, let_go
+from girih.restarts import FailedStartError, has_restarted, judge
 from girih.runs import RunFolder, run_config
 from girih.validation import Validation, split_cases
 from girih_detectors import parameter_groups
@@ -118,9 +118,6 @@ class Finetune:
         require_labels(store, {"instances"} if masks else (), objects=True)
         if self.detector == "deformable_detr":
             plan = _with_queries(plan, store)
-        validation = None
-        if others is not None:
-            validation = Validation(others, store.classes, plan.patch_zyx, folder, accelerator)
         judged_at = self._judged_at(accelerator)
         weights = girih_backbones.read_weights(self.weights) if self.weights else None
         dataset = self._dataset(plan, store)
@@ -139,7 +136,10 @@ class Finetune:
         for name in _foreign(self.detector):
             del config["settings"][name]
 
-        def start(recipe: Recipe, *, resume: bool, restarted: bool) -> None:
+        def start(accelerator: Accelerator, recipe: Recipe, *, resume: bool, restarted: bool) -> None:
+            validation = None
+            if others is not None:
+                validation = Validation(others, store.classes, plan.patch_zyx, folder, accelerator)
             detector = make_detector(
                 plan,
                 in_channels=found.in_channels,
@@ -189,10 +189,14 @@ class Finetune:
         restarted = has_restarted(folder, accelerator)
         if not restarted:
             with suppress(FailedStartError):
-                start(self.recipe, resume=self.training.resume, restarted=False)
+                start(accelerator, self.recipe, resume=self.training.resume, restarted=False)
                 return
-            let_go(accelerator)
-        start(self.restart.second(self.recipe), resume=self.training.resume or not restarted, restarted=True)
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
+            accelerator = self.training.make_accelerator(folder)  # a new one, as after a kill
+        resume = self.training.resume or not restarted
+        start(accelerator, self.restart.second(self.recipe), resume=resume, restarted=True)
 
     def _check(self) -> None:
         """Check the settings among themselves."""
