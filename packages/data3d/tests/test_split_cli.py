@@ -125,7 +125,7 @@ def test_leakage_between_datasets(
     Split("kits21", "by hand", 0, (Fold(("c00",), ("c03", "c11")),)).write(tmp_path / "split.json")
     capsys.readouterr()
     assert command("leakage", tmp_path / "pool", root, "--split", tmp_path / "split.json", "--same-patients") == 1
-    assert "1 leaks (1 by the same voxels)" in capsys.readouterr().out
+    assert "2 leaks (1 by the same voxels, 1 by the same patient)" in capsys.readouterr().out
 
 
 def test_leakage_within_a_split(
@@ -143,3 +143,9 @@ def test_leakage_within_a_split(
     assert command("leakage", root, "--split", split) == 0
     assert command("leakage", root) == 2
     assert "a second dataset, or --split, is needed" in capsys.readouterr().err
+    assert command("leakage", root, "--split", split, "--same-patients") == 2
+    assert "--same-patients is for two datasets" in capsys.readouterr().err
+    Split("other", "by hand", 0, (Fold(("c00",), ("c02",)),)).write(split)
+    for arguments in ((root,), (root, root)):
+        assert command("leakage", *arguments, "--split", split) == 2
+        assert "the split is of dataset 'other', found dataset 'kits21'" in capsys.readouterr().err

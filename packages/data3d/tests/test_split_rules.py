@@ -4,6 +4,7 @@ import hashlib
 import random
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -250,11 +251,30 @@ def test_official_folds_are_tested_in_turn() -> None:
         (["train", "extern"], r"official parts are \['extern', 'train'\], wanted 'train' with 'val' or 'test'"),
         (["a", "b"], "wanted 'train' with"),
         (["val", "test"], "wanted 'train' with"),
+        (["treino", "validacao", "teste"], r"parts are \['teste', 'treino', 'validacao'\], wanted .* such as subset0"),
+        (["fold0", "fold1", "part2"], "three and more folds that one word and a number name"),
+        (["fold0", "fold1", "fold01"], "three and more folds"),
+        (["fold0", "fold1", "rest"], "three and more folds"),
     ],
 )
 def test_official_parts_that_are_none(parts: list[str | None], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         official_split(cohort([1] * len(parts), parts=parts))
+
+
+def test_official_parts_in_other_spellings() -> None:
+    parts: list[str | None] = ["Training", "TRAIN", "validation", "Testing"]
+    assert counts(official_split(cohort([1] * 4, parts=parts))) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("given", [{"val": 0.2}, {"seed": 0}, {"stratify": True}])
+def test_what_official_parts_leave_no_use_for(given: dict[str, Any]) -> None:
+    (name,) = given
+    for parts in (["train", "val", "test"], ["subset0", "subset1", "subset2"]):
+        with pytest.raises(ValueError, match=f"{name} is given, but the official parts of dataset 'cohort'"):
+            official_split(cohort([1] * 3, parts=list(parts)), **given)
+    cases = cohort([1] * 9, parts=["train"] * 8 + ["test"], objects=[0, 1] * 4 + [0])
+    assert counts(official_split(cases, **given)) == (6, 2, 1)
 
 
 def test_an_official_split_with_a_patient_in_two_parts() -> None:
@@ -311,3 +331,5 @@ def test_unlabelled_cases_are_not_in_the_papers_splits() -> None:
         paper_split("kits21", d3.Dataset("kits21", ("x",), hidden))
     with pytest.raises(ValueError, match="no split of 'brats' in the paper, known are msd-pancreas"):
         paper_split("brats", cases)
+    luna = d3.Dataset("luna16", ("x",), (*PUBLISHED["luna16"].sources, *hidden[:1], d3.CaseSource("nameless", IMAGE)))
+    assert counts(paper_split("luna16", luna), 7) == (711, 88, 89)  # cases without labels need no part either

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def test_fits_a_dataset() -> None:
     split.check(toy(a="1", b="1", c="2", z="3", left_out="1"))
     with pytest.raises(ValueError, match=r"folds\[0\]: val names case 'c', which dataset 'toy' with its 2 cases lacks"):
         split.check(toy(a="1", b="1"))
+    with pytest.raises(ValueError, match="the split is of dataset 'toy', found dataset 'other'"):
+        split.check(replace(toy(a="1", b="1", c="2", z="3"), name="other"))
     found = r"folds\[0\]: patient '1' is in train \(case 'b'\) and in test \(case 'z'\)"
     with pytest.raises(ValueError, match=found):
         split.check(toy(a="2", b="1", c="3", z="1"))
@@ -143,3 +146,12 @@ def test_members_of_a_dataset_still_to_prepare() -> None:
         ("b", None, True, 0),
         ("c", "train", True, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("part", "known"),
+    [("Training", "train"), ("VALID", "val"), ("validation", "val"), ("Testing", "test"), ("Extern", "Extern")],
+)
+def test_official_parts_however_they_are_spelt(part: str, known: str) -> None:
+    (found,) = members(d3.Dataset("toy", (), (d3.CaseSource("a", IMAGE, part=part),)))
+    assert found.part == known

@@ -39,10 +39,11 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """Every case of one side that is on the other side too, and those of which that is not known."""
+    """Every case of either side that is on the other side too, and those of which that is not known."""
 
     leaks: tuple[Leak, ...]
-    """One for each case of the first side, with the first such case of the second, by rising id."""
+    """One for each case of the first side, with the first such case of the second, by rising id; then one for each case
+    of the second that these do not name, with the first such case of the first."""
     unknown_a: tuple[str, ...]
     """Cases prepared by a version that took no hash of the voxels, and without a leak: prepare them again to know."""
     unknown_b: tuple[str, ...]
@@ -71,7 +72,7 @@ class LeakError(ValueError):
 
 
 def find_leaks(a: Store, b: Store, *, same_patients: bool = False) -> LeakReport:
-    """Return the cases of `a` (to pre-train on) that are also in `b` (to evaluate on).
+    """Return the cases of `a` (to pre-train on) that are also in `b` (to evaluate on), of both all.
 
     Patients' ids are compared within one dataset (two stores of one name), but else only if `same_patients` says that
     both take them from one register: patient "1" of two hospitals is two people. With `Store.select` it is about some
@@ -85,16 +86,14 @@ def find_leaks_within(store: Store, split: Split) -> LeakReport:
     """Return the training cases of a split that are also validated or tested on, and so on for validation and test.
 
     Raises:
-        KeyError: a case of the split that the store lacks.
+        ValueError: the split is of a dataset of another name, or names a case that the store lacks.
     """
+    split.check_cases(store.name, set(store))
     rows = _rows(store, patients=True)
     found: dict[tuple[str, str], Leak] = {}
     unknown: set[str] = set()
     for number in range(len(split.folds)):
         parts = split.parts(number)
-        lacking = next((case_id for ids in parts.values() for case_id in ids if case_id not in rows), None)
-        if lacking is not None:
-            raise KeyError(f"no case {lacking!r} in {store.root} ({len(rows)} cases)")
         train, val, test = ({case_id: rows[case_id] for case_id in ids} for ids in parts.values())
         for before, after in ((train, val | test), (val, test)):
             report = _compared(before, after)
@@ -131,19 +130,23 @@ def _rows(store: Store, *, patients: bool) -> Rows:
 
 
 def _compared(a: Rows, b: Rows) -> LeakReport:
-    """Return which rows of `a` share evidence with a row of `b`."""
+    """Return which rows of either side share evidence with a row of the other."""
+    in_b, in_a = _shared(a, b), _shared(b, a)
+    leaks = [Leak(case_id, other, *evidence) for case_id, (other, evidence) in in_b.items()]
+    named = {leak.case_b for leak in leaks}
+    leaks += [Leak(other, case_id, *shared) for case_id, (other, shared) in in_a.items() if case_id not in named]
+    unknown_a, unknown_b = (
+        tuple(case_id for case_id, (hashed, _) in rows.items() if not hashed and case_id not in leaked)
+        for rows, leaked in ((a, in_b), (b, in_a))
+    )
+    return LeakReport(tuple(leaks), unknown_a, unknown_b)
+
+
+def _shared(rows: Rows, others: Rows) -> dict[str, tuple[str, Evidence]]:
+    """Return of each row that shares evidence with another one the first of these, and the strongest evidence."""
     first: dict[Evidence, str] = {}
-    for case_id, (_, evidence) in b.items():
+    for case_id, (_, evidence) in others.items():
         for shared in evidence:
             first.setdefault(shared, case_id)
-    leaks: list[Leak] = []
-    unknown: list[str] = []
-    for case_id, (hashed, evidence) in a.items():
-        strongest = next((shared for shared in evidence if shared in first), None)
-        if strongest is not None:
-            leaks.append(Leak(case_id, first[strongest], *strongest))
-        elif not hashed:
-            unknown.append(case_id)
-    leaked = {leak.case_b for leak in leaks}
-    unknown_b = (case_id for case_id, (hashed, _) in b.items() if not hashed and case_id not in leaked)
-    return LeakReport(tuple(leaks), tuple(unknown), tuple(unknown_b))
+    strongest = ((case_id, next((e for e in evidence if e in first), None)) for case_id, (_, evidence) in rows.items())
+    return {case_id: (first[shared], shared) for case_id, shared in strongest if shared is not None}

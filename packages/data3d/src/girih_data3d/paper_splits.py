@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from girih_data3d.resampling import Number
-from girih_data3d.split_rules import divide, official_split
+from girih_data3d.split_rules import divide, divide_officially
 from girih_data3d.splits import Cases, Member, Split, members
 
 
@@ -71,9 +71,11 @@ def paper_split(name: str, cases: Cases, *, seed: int = 0) -> Split:
     if name not in PAPER_SPLITS:
         raise ValueError(f"no split of {name!r} in the paper, known are {', '.join(PAPER_SPLITS)}")
     rule = PAPER_SPLITS[name]
-    if rule.test == "official":
-        return replace(official_split(cases, seed=seed), rule=f"paper, {name}: official parts")
     labelled = [member for member in members(cases) if member.annotated]
+    if rule.test == "official":
+        split = divide_officially(cases.name, labelled, seed=seed)
+        split.check(cases)
+        return replace(split, rule=f"paper, {name}: {split.rule}")
     pool = [member for member in labelled if member.part in (None, "train")]
     _refuse_none(pool, cases, "train")
     if isinstance(rule.test, str):

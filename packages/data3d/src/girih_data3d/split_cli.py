@@ -7,7 +7,7 @@ from typing import Any
 
 from girih_data3d.leakage import WORDS, LeakReport, find_leaks, find_leaks_within
 from girih_data3d.paper_splits import PAPER_SPLITS, PaperSplit, paper_split
-from girih_data3d.split_rules import holdout_split, kfold_split, official_split, subset
+from girih_data3d.split_rules import draws_val, holdout_split, kfold_split, official_split, subset
 from girih_data3d.splits import Member, Split, members, read_split
 from girih_data3d.store import Store
 
@@ -37,7 +37,7 @@ def add_split(commands: Any) -> None:
         help="whose rule of the paper; with --rule paper by default the dataset's name",
     )
     parser.add_argument("--fraction", type=float, metavar="SHARE", help="train on this part of the training cases only")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--stratify", action="store_true", help="equal shares of patients with and without objects")
     parser.set_defaults(run=_split)
 
@@ -68,7 +68,7 @@ def _split(options: argparse.Namespace) -> int:
     store = Store.open(options.root)
     split = _ruled(options, store)
     if options.fraction is not None:
-        split = subset(split, store, fraction=options.fraction, seed=options.seed, stratify=options.stratify)
+        split = subset(split, store, fraction=options.fraction, seed=options.seed or 0, stratify=options.stratify)
     split.check(store)
     split.write(options.out)
     sys.stdout.write(f"{options.out}: {split.rule}; seed {split.seed}\n{_table(split, store)}")
@@ -96,12 +96,15 @@ def _ruled(options: argparse.Namespace, store: Store) -> Split:
     if rule == "paper":
         if options.stratify and options.fraction is None:
             raise ValueError("--stratify is no option of the rule paper, except with --fraction")
-        return paper_split(options.paper or store.name, store, seed=options.seed)
+        return paper_split(options.paper or store.name, store, seed=options.seed or 0)
+    drawn = {**given, "seed": options.seed or 0, "stratify": options.stratify}
     if rule == "kfold":
-        return kfold_split(store, seed=options.seed, stratify=options.stratify, **given)
-    if rule == "official":
-        return official_split(store, seed=options.seed, stratify=options.stratify, **given)
-    return holdout_split(store, seed=options.seed, stratify=options.stratify, **given)
+        return kfold_split(store, **drawn)
+    if rule == "holdout":
+        return holdout_split(store, **drawn)
+    if options.fraction is not None and not draws_val(members(store)):
+        return official_split(store, **given)  # seed and stratify are those of the subset
+    return official_split(store, seed=options.seed, stratify=options.stratify, **given)
 
 
 def _table(split: Split, store: Store) -> str:
@@ -141,6 +144,8 @@ def _leakage(options: argparse.Namespace) -> int:
     if options.b is None:
         if split is None:
             raise ValueError("a second dataset, or --split, is needed")
+        if options.same_patients:
+            raise ValueError("--same-patients is for two datasets; within one patients are always compared")
         return _report(find_leaks_within(a, split), f"{options.a}, {options.split}", options.allow_unknown)
     b = Store.open(options.b)
     if split is not None:

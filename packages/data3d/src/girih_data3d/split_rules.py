@@ -18,13 +18,17 @@ from girih_data3d.resampling import Number
 from girih_data3d.splits import LARGEST_SEED, Cases, Fold, Member, Split, members
 
 
+FOLD = re.compile(r"(.*?)([0-9]{1,9})")
+"""A fold's name: one word, a number."""
+
+
 def holdout_split(
     cases: Cases, *, test: Number = 0.2, val: Number = 0.2, seed: int = 0, stratify: bool = False
 ) -> Split:
     """Hold out a share of the cases as test set, and a share of the others for validation.
 
-    A share of n cases is ceil(share * n), as in scikit-learn's train_test_split, or the nearest number above 0 that
-    whole patients make.
+    A share of n cases is ceil(share * n), as in scikit-learn's train_test_split; where patients have several cases,
+    about as many as whole patients make, and more than none.
 
     Args:
         cases: a prepared dataset, or one still to prepare.
@@ -64,38 +68,32 @@ def kfold_split(cases: Cases, *, folds: int = 5, test: Number = 0.0, seed: int =
     return Split(cases.name, f"kfold: {folds} folds, test {test:g}{_said(stratify)}", seed, made, _ids(tested))
 
 
-def official_split(cases: Cases, *, val: Number = 0.2, seed: int = 0, stratify: bool = False) -> Split:
+def official_split(
+    cases: Cases, *, val: Number | None = None, seed: int | None = None, stratify: bool = False
+) -> Split:
     """Divide as the dataset's authors do: by its parts "train", "val" and "test", or by its folds.
 
-    Without a "val" part a share `val` of "train" validates (0: nothing); cases of parts of further names, such as
-    "external", are left out. Three and more parts of other names are folds, in natural order: fold k tests part k,
-    validates with the next one and trains on the others, as with LUNA16's ten subsets.
+    "training", "valid", "validation" and "testing" are these parts too, in upper and lower case. Cases of parts of
+    further names, such as "external", are left out where there is "train" with "val" or "test". Parts that are three or
+    more and called by one word and a number, such as subset0 to subset9, are folds: fold k tests part k, validates with
+    the next one and trains on the others, as is usual with LUNA16.
+
+    Args:
+        cases: a prepared dataset, or one still to prepare.
+        val: share of "train" that validates where no part does, 0: nothing; default 0.2.
+        seed: of that draw; default 0.
+        stratify: of that draw, see `holdout_split`.
 
     Raises:
-        ValueError: a case that says no part, other names of parts, a patient in two of them, or as `holdout_split`.
+        ValueError: a case that says no part, other names of parts, a patient in two of them, `val`, `seed` or
+            `stratify` though nothing is drawn, or as `holdout_split`.
     """
     found = members(cases)
-    parts = _official_parts(cases.name, found)
-    if "train" in parts and (len(parts) == 1 or {"val", "test"} & set(parts)):
-        if "val" in parts:
-            fold, share = Fold(_ids(parts["train"]), _ids(parts["val"])), ""
-        else:
-            validated, trained = _divided(parts["train"], "val", val, seed, stratify)
-            fold, share = Fold(_ids(trained), _ids(validated)), f"; val {val:g} of train{_said(stratify)}"
-        split = Split(cases.name, f"official parts{share}", seed, (fold,), _ids(parts.get("test", ())))
-    elif len(parts) > 2 and not {"train", "val", "test"} & set(parts):
-        names = sorted(parts, key=_natural)
-        split = Split(
-            cases.name,
-            f"official folds: {len(names)}, each tested in turn, the next one validates",
-            seed,
-            tuple(_tested_in_turn(parts, names, k) for k in range(len(names))),
-        )
-    else:
-        raise ValueError(
-            f"dataset {cases.name!r}: its official parts are {sorted(parts)}, wanted 'train' with 'val' or 'test', or "
-            "three and more folds"
-        )
+    given = {"val": val is not None, "seed": seed is not None, "stratify": stratify}
+    unused = next((name for name, said in given.items() if said), None)
+    if unused is not None and not draws_val(found):
+        raise ValueError(f"{unused} is given, but the official parts of dataset {cases.name!r} leave nothing to draw")
+    split = divide_officially(cases.name, found, val=0.2 if val is None else val, seed=seed or 0, stratify=stratify)
     split.check(cases)
     return split
 
@@ -146,6 +144,40 @@ def divide(
     return Split(dataset, rule, seed, (Fold(_ids(trained), _ids(validated)),), _ids(tested))
 
 
+def divide_officially(
+    dataset: str, found: Sequence[Member], *, val: Number = 0.2, seed: int = 0, stratify: bool = False
+) -> Split:
+    """Divide some cases of a dataset as `official_split` does."""
+    parts = _official_parts(dataset, found)
+    if "train" in parts and (len(parts) == 1 or {"val", "test"} & set(parts)):
+        if "val" in parts:
+            fold, share = Fold(_ids(parts["train"]), _ids(parts["val"])), ""
+        else:
+            validated, trained = _divided(parts["train"], "val", val, seed, stratify)
+            fold, share = Fold(_ids(trained), _ids(validated)), f"; val {val:g} of train{_said(stratify)}"
+        return Split(dataset, f"official parts{share}", seed, (fold,), _ids(parts.get("test", ())))
+    matches = [match for match in map(FOLD.fullmatch, parts) if match]
+    numbers = {match[0]: int(match[2]) for match in matches}
+    if len(parts) < 3 or len({match[1] for match in matches}) > 1 or len(set(numbers.values())) < len(parts):
+        raise ValueError(
+            f"dataset {dataset!r}: its official parts are {sorted(parts)}, wanted 'train' with 'val' or 'test', or "
+            "three and more folds that one word and a number name, such as subset0"
+        )
+    names = sorted(parts, key=numbers.__getitem__)
+    return Split(
+        dataset,
+        f"official folds: {len(names)}, each tested in turn, the next one validates",
+        seed,
+        tuple(_tested_in_turn(parts, names, k) for k in range(len(names))),
+    )
+
+
+def draws_val(found: Iterable[Member]) -> bool:
+    """Return whether the official parts leave it open who validates."""
+    parts = {member.part for member in found}
+    return "train" in parts and "val" not in parts
+
+
 def _divided(
     found: Sequence[Member], part: str, share: Number, seed: int, stratify: bool
 ) -> tuple[list[Member], list[Member]]:
@@ -167,7 +199,10 @@ def _divided(
 
 
 def _filled(sizes: Mapping[str, int], wanted: int) -> list[str]:
-    """Return patients, the first that fit, with `wanted` cases or the nearest number above 0; not the last patient."""
+    """Return patients, the first that fit, with about `wanted` cases, more than none; never all patients.
+
+    Exact where the patients left over at the end have one case each.
+    """
     chosen, left, room = [], [], wanted
     for patient, size in sizes.items():
         if size <= room:
@@ -224,11 +259,6 @@ def _tested_in_turn(parts: Mapping[str, list[Member]], names: Sequence[str], k: 
     validates = names[(k + 1) % len(names)]
     trains = (m for name in names if name not in (names[k], validates) for m in parts[name])
     return Fold(_ids(trains), _ids(parts[validates]), _ids(parts[names[k]]))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which subset2 comes before subset10."""
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _ids(found: Iterable[Member]) -> tuple[str, ...]:

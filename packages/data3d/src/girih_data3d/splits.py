@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from girih_data3d.errors import ManifestError
 from girih_data3d.store import Store
 
 SCHEMA = 1
+SPELLINGS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+"""Of official parts, in lower case."""
 LARGEST_SEED = 2**63 - 1
 Cases = Store | Dataset
 """What has cases, patients and official parts: a prepared dataset, or one still to prepare."""
@@ -70,21 +72,33 @@ class Split:
         chosen = self.folds[fold]
         return {"train": chosen.train, "val": chosen.val, "test": (*self.test, *chosen.test)}
 
+    def check_cases(self, dataset: str, case_ids: Collection[str]) -> None:
+        """Make sure that this is the dataset that is divided, and that it has all the cases.
+
+        Raises:
+            ValueError: another dataset's name, or a case that is not among these.
+        """
+        if dataset != self.dataset:
+            raise ValueError(f"the split is of dataset {self.dataset!r}, found dataset {dataset!r}")
+        for number in range(len(self.folds)):
+            for case_id, part in _each(self.parts(number)):
+                if case_id not in case_ids:
+                    raise ValueError(
+                        f"folds[{number}]: {part} names case {case_id!r}, which dataset {dataset!r} with its "
+                        f"{len(case_ids)} cases lacks"
+                    )
+
     def check(self, cases: Cases) -> None:
         """Make sure that these cases can be divided so.
 
         Raises:
-            ValueError: a case that is not among them, or a patient in two parts of one fold.
+            ValueError: a dataset of another name, a case that it lacks, or a patient in two parts of one fold.
         """
         patients = {member.case_id: member.patient_id for member in members(cases)}
+        self.check_cases(cases.name, patients)
         for number in range(len(self.folds)):
             seen: dict[str, tuple[str, str]] = {}
             for case_id, part in _each(self.parts(number)):
-                if case_id not in patients:
-                    raise ValueError(
-                        f"folds[{number}]: {part} names case {case_id!r}, which dataset {cases.name!r} with its "
-                        f"{len(patients)} cases lacks; the split is of dataset {self.dataset!r}"
-                    )
                 other, there = seen.setdefault(patients[case_id], (case_id, part))
                 if there != part:
                     raise ValueError(
@@ -119,7 +133,7 @@ class Member:
     case_id: str
     patient_id: str
     part: str | None
-    """The official one."""
+    """The official one; "train", "val" and "test" however they are spelt."""
     annotated: bool
     """Whether it is, or will be when prepared, known which objects there are."""
     objects: int | None
@@ -161,7 +175,7 @@ def members(cases: Cases) -> tuple[Member, ...]:
             Member(
                 case_id=source.case_id,
                 patient_id=source.patient_id or source.case_id,
-                part=source.part,
+                part=_spelt(source.part),
                 annotated=bool(source.instances) or source.objects is not None or source.rule is not None,
                 objects=None if source.objects is None else sum(not label.ignore for label in source.objects),
             )
@@ -174,9 +188,15 @@ def members(cases: Cases) -> tuple[Member, ...]:
         counts[row] += 1
     columns = zip(index.case_ids, index.patient_ids, index.parts, index.annotated.tolist(), counts, strict=True)
     return tuple(
-        Member(case_id, patient_id, part, annotated, count if annotated else None)
+        Member(case_id, patient_id, _spelt(part), annotated, count if annotated else None)
         for case_id, patient_id, part, annotated, count in columns
     )
+
+
+def _spelt(part: str | None) -> str | None:
+    name = (part or "").casefold()
+    name = SPELLINGS.get(name, name)
+    return name if name in ("train", "val", "test") else part
 
 
 def _each(parts: dict[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
