@@ -143,13 +143,17 @@ def test_crop_never_cuts_an_object(tmp_path: Path, kind: str) -> None:
 def test_parts_outside_the_scan_are_clipped_and_counted(tmp_path: Path) -> None:
     image = full(tmp_path, np.eye(4))
     labels = (
-        d3.ObjectLabel(0, box_zyx=(-3, 2, 2, 3, 4, 100)),
+        d3.ObjectLabel(0, box_zyx=(-0.5, 2, 2, 3, 4, 17)),
         d3.ObjectLabel(0, box_zyx=(1, 1, 1, 12, 14, 16)),
         d3.ObjectLabel(0, center_ras_mm=(0, 5, 5), diameter_mm=4.0),
     )
     case = prepared_case(tmp_path, d3.CaseSource("a", image, objects=labels))
     assert case.boxes.tolist() == [[0, 2, 2, 3, 4, 16], [1, 1, 1, 12, 14, 16], [3.5, 3.5, 0, 7.5, 7.5, 2.5]]
     assert case.objects.centres_zyx[2].tolist() == [5.5, 5.5, 0.5]
+    for box in ((-1.1, 2, 2, 3, 4, 5), (1, 2, 2, 3, 4, 18)):
+        source = d3.CaseSource("b", image, objects=(d3.ObjectLabel(0, box_zyx=box),))
+        with pytest.raises(d3.ScanError, match=r"objects\[0\] at .* reaches out of the image's array by more than a v"):
+            d3.prepare_case(source, tmp_path / "more", NATIVE, classes=("c",))
     record = json.loads((case.folder / "zarr.json").read_text())["attributes"]["girih"]
     assert record["notes"] == {"objects_clipped": 2, "found": {}}
     assert case.truth is not None
@@ -240,11 +244,12 @@ def test_one_number_in_two_files_is_an_error(tmp_path: Path) -> None:
         (("a", "b"), {}, (), "object 3 has no class in instance_classes"),
         (("a",), {3: 0, 4: 0}, (), "object 4 has a class, but no voxel"),
         (("a",), {3: 1}, (), "object 3 has class 1, wanted 0 to 0"),
-        (("a",), {}, (9,), "object 9 is to be ignored, but has no voxel"),
+        (("a",), {}, (), "object 3 has no class in instance_classes"),  # {}: there is none
+        (("a",), None, (9,), "object 9 is to be ignored, but has no voxel"),
     ],
 )
 def test_masks_and_classes_have_to_agree(
-    tmp_path: Path, classes: tuple[str, ...], given: dict[int, int], ignore: tuple[int, ...], message: str
+    tmp_path: Path, classes: tuple[str, ...], given: dict[int, int] | None, ignore: tuple[int, ...], message: str
 ) -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[3:5, 3:5, 3:5] = 3

@@ -218,7 +218,7 @@ def test_what_else_is_said_of_a_case(folder: Path) -> None:
         "a",
         (folder / "a.nii.gz",),
         semantic=folder / "b.nii.gz",
-        rule=Components((folder / "b.nii.gz",), {2: 0, 10: 0}),
+        rule=Components(folder / "b.nii.gz", ((0, (2,)), (0, (10,)))),
         defaced=folder / "a.nii.gz",
         series_uid="1.2.3",
         part="val",

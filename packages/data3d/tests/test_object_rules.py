@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import girih_data3d as d3
-from girih_data3d.object_rules import Components, FoundObjects, ObjectRule, Votes, _agreed, _components
+from girih_data3d.object_rules import Components, FoundObjects, ObjectRule, Votes, _components, tight, vote
 
 SHAPE = (12, 14, 16)
 AFFINE = np.diag([0.8, 0.9, 2.5, 1.0])
@@ -68,7 +68,7 @@ def test_components_by_hand(tmp_path: Path) -> None:
     labels[7, 2:5, 9] = 2  # three voxels
     labels[6, 9, 2:4] = 2  # two: dropped
     labels[10, 1:3, 14:16] = 300
-    rule = Components((write(tmp_path, labels, "l.nii.gz"),), {300: 1, 2: 0})
+    rule = Components(write(tmp_path, labels, "l.nii.gz"), ((0, (2,)), (1, (300,))))
     assert isinstance(rule, ObjectRule)
     found = rule.find(scan_of(tmp_path))
     assert found.classes == [0, 0, 1]
@@ -86,30 +86,44 @@ def test_components_by_hand(tmp_path: Path) -> None:
 @given(hnp.arrays(bool, st.tuples(*[st.integers(1, 5)] * 3), elements=st.booleans()))
 def test_components_are_those_of_a_flood_fill(mask: np.ndarray) -> None:
     window = tuple(slice(7, 7 + n) for n in mask.shape)
+    labels = np.pad(mask.astype(np.int32) * 3, [(7, 1)] * 3, constant_values=3)
     found = []
-    for (z, y, x), inside in _components(mask, window):
+    for (z, y, x), inside in _components(labels, (3,), window):
         at = np.array([z.start, y.start, x.start]) - 7
         found.append(frozenset(map(tuple, (np.argwhere(inside) + at).tolist())))
     assert len(found) == len(set(found))
     assert set(found) == flood_fill(mask)
 
 
-def test_components_of_several_files_may_overlap(tmp_path: Path) -> None:
-    one, other = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
-    one[2:6, 2:6, 2:6] = 1
-    other[3:5, 3:5, 3:8] = 1
-    files = (write(tmp_path, one, "1.nii"), write(tmp_path, other, "2.nii"))
-    found = Components(files, {1: 0}).find(scan_of(tmp_path))
-    np.testing.assert_array_equal(drawn(found), [one > 0, other > 0])
+def test_groups_of_values_count_as_one_and_may_overlap(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[2:6, 2:6, 2:6], labels[3:5, 3:5, 3:8], labels[8:10, 2:4, 2:4] = 1, 2**15, 1
+    file = write(tmp_path, labels, "l.nii")
+    found = Components(file, ((1, (1, 2**15)), (0, (2**15,)), (1, (7,)))).find(scan_of(tmp_path))
+    assert found.classes == [1, 1, 0]
+    assert found.counts["components"] == 3
+    first = (labels > 0) & (np.arange(12)[:, None, None] < 7)
+    np.testing.assert_array_equal(drawn(found), [first, (labels > 0) & ~first, labels == 2**15])
 
 
 def test_a_label_outside_the_declared_ones(tmp_path: Path) -> None:
     labels = np.zeros(SHAPE, np.uint8)
     labels[2:4, 2:4, 2:4], labels[5, 5, 5], labels[6, 6, 6] = 2, 7, 9
-    files = (write(tmp_path, labels, "l.nii"),)
-    assert len(Components(files, {2: 0}, known=(7, 9, 11)).find(scan_of(tmp_path)).masks) == 1
+    file = write(tmp_path, labels, "l.nii")
+    assert len(Components(file, ((0, (2,)),), known=(7, 9, 11)).find(scan_of(tmp_path)).masks) == 1
     with pytest.raises(d3.ScanError, match=r"l\.nii: label 7 \(2 such labels\), wanted 0 or one of \[1, 2\]"):
-        Components(files, {2: 0}, known=(0, 1)).find(scan_of(tmp_path))
+        Components(file, ((0, (2,)),), known=(0, 1)).find(scan_of(tmp_path))
+
+
+def test_a_mask_is_cut_to_its_voxels() -> None:
+    inside = np.zeros((4, 5, 6), bool)
+    inside[1:3, 2, 3:6] = True
+    window, found = tight(((slice(10, 14), slice(20, 25), slice(0, 6)), inside)) or pytest.fail("lost")
+    assert window == (slice(11, 13), slice(22, 23), slice(3, 6))
+    assert found.all()
+    assert found.base is None  # no view that keeps a volume
+    assert tight(((slice(0, 4), slice(0, 5), slice(0, 6)), np.zeros_like(inside))) is None
+    assert vote([], 4, 0.5) is None
 
 
 @settings(max_examples=60)
@@ -123,7 +137,7 @@ def test_votes_are_the_mean_of_all_readers(masks: np.ndarray, absent: int, share
     everyone = np.concatenate([masks, np.zeros((absent, *masks.shape[1:]), bool)])
     wanted = np.mean(everyone, axis=0) >= share
     windows = [tuple(slice(5, 5 + n) for n in mask.shape) for mask in masks]
-    agreed = _agreed(list(zip(windows, masks, strict=True)), readers, share)
+    agreed = vote(list(zip(windows, masks, strict=True)), readers, share)
     if agreed is None:
         assert not wanted.any()
         return
@@ -168,7 +182,7 @@ def test_rules_on_files_with_flipped_axes(tmp_path: Path, suffix: str) -> None:
     if suffix == ".nrrd":
         sitk.WriteImage(sitk.ReadImage(str(path)), str(tmp_path / "l.nrrd"))
         path = tmp_path / "l.nrrd"
-    source = d3.CaseSource("a", (image,), rule=Components((path,), {1: 1, 2: 0}))
+    source = d3.CaseSource("a", (image,), rule=Components(path, ((1, (1,)), (0, (2,)))))
     d3.prepare_many(d3.Dataset("x", ("one", "two"), (source,)), tmp_path / "out", d3.PrepareSpec(), workers=0)
     case = d3.Store.open(tmp_path / "out")["a"]
     assert case.truth is not None
@@ -196,7 +210,7 @@ def test_objects_that_touch_or_overlap_stay_apart(tmp_path: Path) -> None:
 def test_a_rule_that_finds_nothing_labels_a_case_without_objects(tmp_path: Path) -> None:
     images = (write(tmp_path, np.ones(SHAPE, np.float32), "a.nii"),)
     empty = write(tmp_path, np.zeros(SHAPE, np.uint8), "l.nii")
-    for name, rule in {"components": Components((empty,), {2: 0}), "votes": Votes(())}.items():
+    for name, rule in {"components": Components(empty, ((0, (2,)),)), "votes": Votes(())}.items():
         source = d3.CaseSource(name, images, rule=rule)
         d3.prepare_many(d3.Dataset("x", ("c",), (source,)), tmp_path / "out", NATIVE, workers=0)
         case = d3.Store.open(tmp_path / "out")[name]
@@ -232,7 +246,7 @@ INSIDE = ((1, 3), (1, 3), (1, 3))
         (Given(((1, 3), (1, 3), (1, 17))), r"at \[\(1, 3\), \(1, 3\), \(1, 17\)\], wanted one inside the scan"),
         (Given(((-1, 1), (1, 3), (1, 3))), "wanted one inside the scan"),
         (Given(INSIDE, size=(2, 2, 3)), "a mask of shape"),
-        (Components((Path("missing.nii"),), {1: 0}), r"missing\.nii: not readable"),
+        (Components(Path("missing.nii"), ((0, (1,)),)), r"missing\.nii: not readable"),
     ],
 )
 def test_what_a_rule_may_not_do(tmp_path: Path, rule: ObjectRule, message: str) -> None:
@@ -262,11 +276,11 @@ def test_a_mask_in_a_wide_window_gets_a_tight_box(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Components((), {1: 0}), "at least one of each"),
-        (lambda: Components((Path("a"),), {}), "at least one of each"),
-        (lambda: Components((Path("a"),), {0: 0}), "wanted values of 1 or more"),
-        (lambda: Components((Path("a"),), {1: -1}), "class indices from 0"),
-        (lambda: Components((Path("a"),), {1: 0}, min_voxels=0), "min_voxels is 0"),
+        (lambda: Components(Path("a"), ()), "0 groups, min_voxels 3: wanted 1 or more of both"),
+        (lambda: Components(Path("a"), ((0, ()),)), r"groups\[0\] has class 0 and values \(\), wanted 0 or more and 1"),
+        (lambda: Components(Path("a"), ((0, (2, 0)),)), r"groups\[0\] has class 0 and values \(2, 0\)"),
+        (lambda: Components(Path("a"), ((-1, (1,)),)), r"groups\[0\] has class -1"),
+        (lambda: Components(Path("a"), ((0, (1,)),), min_voxels=0), "1 groups, min_voxels 0"),
         (lambda: Votes(((0, ()),)), r"objects\[0\] has class 0 and 0 masks"),
         (lambda: Votes(((-1, (Path("a"),)),)), r"objects\[0\] has class -1"),
         (lambda: Votes(((0, (Path("a"), Path("b"))),), readers=1), r"objects\[0\] has 2 masks, wanted at most one per"),

@@ -78,11 +78,36 @@ def test_voxels_are_those_whose_centres_are_inside(
     centres = np.moveaxis(np.indices(shape), 0, -1) + 0.5
     scaled = (centres - (box[:3] + box[3:]) / 2) / ((box[3:] - box[:3]) / 2)
     size = np.linalg.norm(scaled, axis=-1) if paint == "ellipsoid" else np.abs(scaled).max(axis=-1)
-    if not (size <= 1).any():
-        assert np.count_nonzero(found) == 1
-        return
+    spans = [[box[axis] <= k + 0.5 < box[axis + 3] for k in range(n)] for axis, n in enumerate(shape)]
+    if not (all(map(any, spans)) and (size <= 1).any()):
+        assert found.any()
+        return  # thinner than a voxel: see the next test
     clear = np.abs(size - 1) > 1e-5
+    if paint == "ellipsoid":
+        clear &= ~axes_of(box, shape)
     np.testing.assert_array_equal(found[clear], (size <= 1)[clear])
+
+
+def axes_of(box: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return the voxels on the lines along the axes through the one around a box's centre."""
+    away = np.indices(shape) != np.floor((box[:3] + box[3:]) / 2).reshape(3, 1, 1, 1)
+    along: np.ndarray = np.count_nonzero(away, axis=0) <= 1
+    return along
+
+
+@settings(max_examples=60)
+@given(
+    st.tuples(*[st.floats(0, 4)] * 3),
+    st.tuples(*[st.sampled_from([0.3, 1, 1.7, 2, 3, 5, 11, 40])] * 3),
+    st.sampled_from(["ellipsoid", "box"]),
+)
+def test_masks_reach_all_sides_of_their_boxes(low: tuple[float, ...], sides: tuple[float, ...], paint: str) -> None:
+    box = np.array([*low, *(np.array(low) + sides)])
+    place = np.argwhere(volume_of(tuple(box.tolist()), paint, (45, 45, 45)))
+    reached = np.concatenate([place.min(axis=0), place.max(axis=0) + 1])
+    assert np.abs(reached - box).max() < 1
+    assert (reached[:3] >= np.floor(box[:3])).all()
+    assert (reached[3:] <= np.ceil(box[3:])).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,10 +132,10 @@ def test_a_sphere_is_one_in_millimetres(
     found = layer > 0
     voxels = np.stack([*np.ndindex(*grid.shape)])
     distance = np.linalg.norm(d3.voxel_to_world(grid.affine, voxels) - centre, axis=1).reshape(found.shape)
-    if not (distance <= diameter / 2).any():
-        assert np.count_nonzero(found) == 1
-        return
-    clear = np.abs(distance - diameter / 2) > 1e-3
+    box = label.box_in(grid.affine, grid.affine)
+    if (box[3:] - box[:3]).min() < 1.001:
+        return  # thinner than a voxel
+    clear = (np.abs(distance - diameter / 2) > 1e-3) & ~axes_of(box, grid.shape)
     np.testing.assert_array_equal(found[clear], (distance <= diameter / 2)[clear])
 
 
@@ -123,8 +148,8 @@ def test_the_truth_keeps_what_was_labelled(tmp_path: Path) -> None:
     assert case.truth["centers_ras_mm"] == [[10, 7, 20]]
     assert case.truth["diameters_mm"] == [6.0]
     np.testing.assert_allclose(case.truth["boxes"], [[4.75, 4.5, 4, 6.25, 10.5, 7]])
-    # prepared: centre (11, 7.5, 11) in voxel edges, radii (1.5, 3, 3); the box is that of the voxels
-    assert case.boxes.tolist() == [[10, 5, 8, 12, 10, 14]]
+    # prepared: centre (11, 7.5, 11) in voxel edges, radii (1.5, 3, 3); the box is not that of the voxels
+    assert case.boxes.tolist() == [[9.5, 4.5, 8, 12.5, 10.5, 14]]
     assert case.label_kinds == ("instances",)
     assert case.objects.layer.tolist() == [0]
     assert np.isnan(case.objects.radii_zyx).all()
@@ -146,10 +171,10 @@ def test_overlapping_objects_keep_their_voxels(tmp_path: Path) -> None:
     assert case.objects.boxes.tolist()[:2] == [[1, 1, 1, 9, 9, 9], [3, 3, 3, 5, 5, 5]]
 
 
-@pytest.mark.parametrize("kind", ["box", "sphere"])
+@pytest.mark.parametrize("kind", ["box_ras_mm", "sphere"])
 def test_an_object_that_reaches_out_of_the_scan_is_cut_off(tmp_path: Path, kind: str) -> None:
     given = {
-        "box": d3.ObjectLabel(0, box_zyx=(-4, 2, 2, 4, 10, 10)),
+        "box_ras_mm": d3.ObjectLabel(0, box_ras_mm=(1.5, 1.5, -4.5, 9.5, 9.5, 3.5)),
         "sphere": d3.ObjectLabel(0, center_ras_mm=(5.5, 5.5, -0.5), diameter_mm=8),
     }[kind]
     case = prepared_case(tmp_path, np.eye(4), objects=(given,), paint="ellipsoid")
@@ -170,6 +195,38 @@ def test_a_case_without_objects_has_an_empty_mask(tmp_path: Path) -> None:
 def test_an_unlabelled_case_stays_one(tmp_path: Path) -> None:
     case = prepared_case(tmp_path, np.eye(4), paint="box")
     assert (case.label_kinds, case.truth) == ((), None)
+
+
+@pytest.mark.parametrize("paint", ["ellipsoid", "box"])
+@pytest.mark.parametrize("resampled", [False, True])
+def test_boxes_stay_as_labelled(tmp_path: Path, paint: str, resampled: bool) -> None:
+    """In the case, and in samples that are not turned and hold the whole object; others have those of the voxels."""
+    boxes = [(1, 2, 3, 3, 12, 4), (5, 5, 5, 8, 10, 11), (9, 1.25, 8, 11.5, 2, 8.75)]
+    labels = tuple(d3.ObjectLabel(0, box_zyx=box) for box in boxes)
+    spec = d3.PrepareSpec(target_zyx_mm=(0.7, 0.9, 1.5) if resampled else None, crop=None, normalisation="none")
+    case = prepared_case(tmp_path, np.eye(4), spec, objects=labels, paint=paint)
+    scale = np.tile(np.array(case.shape[1:]) / SHAPE, 2)
+    np.testing.assert_allclose(case.boxes, boxes * scale, rtol=1e-6)
+    store, shape = d3.Store.open(tmp_path / "out"), case.shape[1:]
+    for geometry in (None, d3.Geometry(p_rotation=0, p_scale=0)):  # the second mirrors
+        sampler = d3.PatchSampler((40, 40, 40), geometry=geometry, object_fraction=1)
+        for sample in d3.PatchDataset(store, sampler, n_per_epoch=6):
+            index = (sample["boxes"][:, :3] + sample["boxes"][:, 3:]) / 2 - 0.5
+            here = d3.voxel_to_world(np.linalg.inv(case.affine) @ sample["affine"], index.astype(np.float64)) + 0.5
+            np.testing.assert_allclose(here[:, ::-1], (case.boxes[:, :3] + case.boxes[:, 3:]) / 2, atol=1e-4)
+            sides = sample["boxes"][:, 3:] - sample["boxes"][:, :3]
+            np.testing.assert_allclose(sides, case.boxes[:, 3:] - case.boxes[:, :3], atol=1e-4)
+    small = d3.PatchSampler((4, 4, 4), object_fraction=1)
+    cut = 0
+    for sample in d3.PatchDataset(store, small, n_per_epoch=20):
+        for k, box in enumerate(sample["boxes"]):
+            place = np.argwhere(sample["instances"] == k + 1)
+            if (box % 1).any() or not len(place):
+                continue  # as labelled, or behind another
+            cut += 1
+            assert box.tolist() == [*place.min(axis=0), *(place.max(axis=0) + 1)]
+    assert cut
+    assert shape == case.shape[1:]
 
 
 def test_samples_have_boxes_tight_around_painted_masks(tmp_path: Path) -> None:

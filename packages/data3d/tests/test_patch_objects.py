@@ -147,6 +147,7 @@ def test_masks_left_out_hide_nothing() -> None:
             placed.boxes.astype(np.float64),
             lambda window: [layer[window] for layer in layers],
             np.array([True, enough, True]),
+            turned=False,
         )
         assert sample["labels"].tolist() == kept
         assert sample["boxes"].tolist() == [[0, 0, 0, 4, 4, 4], [1, 1, 1, 2, 2, 6]][: len(kept)]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,8 @@ def ruled(made: d3.CaseSource, rule: ObjectRule) -> d3.CaseSource:
 class Other:
     """A rule with the fields of `Components`."""
 
-    files: tuple[Path, ...]
-    classes: Mapping[int, int]
+    file: Any
+    groups: Any
     min_voxels: int = 3
     known: tuple[int, ...] | None = None
 
@@ -92,15 +91,15 @@ class Other:
 
 def test_a_rule_is_its_name_its_values_and_its_files(made: d3.CaseSource) -> None:
     path = made.instances[0]
-    rule = Components((path,), {2: 0, 1: 1})
+    rule = Components(path, ((0, (2,)), (1, (1,))))
     origin = origin_of(ruled(made, rule))
     assert origin["rule"]["name"] == "Components"
-    assert origin["rule"]["values"]["classes"] == {"1": 1, "2": 0}
-    assert origin["rule"]["values"]["files"][0]["sha256"] == hashlib.sha256(b"objects.nii").hexdigest()
+    assert origin["rule"]["values"]["groups"] == [[0, [2]], [1, [1]]]
+    assert origin["rule"]["values"]["file"]["sha256"] == hashlib.sha256(b"objects.nii").hexdigest()
     assert json.loads(json.dumps(origin)) == origin
     assert is_origin(ruled(made, rule), json.loads(json.dumps(origin)))
-    others = [replace(rule, min_voxels=4), replace(rule, classes={2: 0}), replace(rule, known=(5,))]
-    for other in (*others, Other((path,), {2: 0, 1: 1}), Votes(((0, (path,)),))):
+    others = [replace(rule, min_voxels=4), replace(rule, groups=((0, (2,)),)), replace(rule, known=(5,))]
+    for other in (*others, Other(path, rule.groups), Votes(((0, (path,)),))):
         assert not is_origin(ruled(made, other), origin)
     assert not is_origin(d3.CaseSource("x", made.images), origin)
     path.write_bytes(b"OBJECTS.nii")
@@ -119,7 +118,7 @@ def test_files_deep_inside_a_rule_count(made: d3.CaseSource) -> None:
 
 def test_what_a_rule_cannot_hold(made: d3.CaseSource) -> None:
     with pytest.raises(ValueError, match="of type set cannot be recorded, wanted a plain value or a path"):
-        origin_of(ruled(made, Other(made.images, {1: {2}})))  # type: ignore[dict-item]
+        origin_of(ruled(made, Other(made.images, {1: {2}})))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,8 @@ def test_what_a_rule_cannot_hold(made: d3.CaseSource) -> None:
         {"series_uid": "1.2"},
         {"part": "val"},
         {"defaced": Path("t1/a.nii")},
-        {"paint": "box", "instances": (), "instance_classes": {}, "ignore": ()},
+        {"paint": "box", "instances": (), "instance_classes": None, "ignore": ()},
+        {"semantic_values": (1, 2)},
     ],
 )
 def test_every_later_field_counts(made: d3.CaseSource, change: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def test_every_later_field_counts(made: d3.CaseSource, change: dict[str, Any]) -
 
 def test_a_record_from_before_a_field_was_known(made: d3.CaseSource) -> None:
     old = origin_of(made)
-    for name in ("rule", "paint", "defaced", "rescale", "spacing_zyx_mm", "series_uid", "part"):
+    for name in ("rule", "paint", "defaced", "rescale", "spacing_zyx_mm", "series_uid", "part", "semantic_values"):
         del old[name]
     assert is_origin(made, old)
     assert is_origin(replace(made, series_uid="1.2"), old)  # says nothing about the content
@@ -213,3 +213,11 @@ def test_missing_file(made: d3.CaseSource) -> None:
     made.images[1].unlink()
     with pytest.raises(d3.ScanError, match=r"a\.nii: not readable"):
         origin_of(made)
+
+
+def test_a_record_from_when_no_classes_were_an_empty_mapping(made: d3.CaseSource) -> None:
+    unsaid = replace(made, instance_classes=None, ignore=())
+    assert is_origin(unsaid, {**origin_of(unsaid), "instance_classes": {}})
+    none = replace(unsaid, instance_classes={})
+    assert is_origin(none, origin_of(none))
+    assert not is_origin(none, origin_of(unsaid))

@@ -95,9 +95,9 @@ def objects_on_grid(
 ) -> tuple[list[dict[str, Any]], list[Int32[np.ndarray, "Z Y X"]]]:
     """Return the records of the objects on a prepared grid, as `Objects.from_record` takes them, and their layers.
 
-    With masks, boxes are those of the masks on this grid, to which they are resampled; those to be painted are drawn
-    here, so that no resampling blurs them. Without masks, boxes and spheres are moved; the exact voxel size of the grid
-    counts.
+    With masks, boxes are those of the masks on this grid, to which they are resampled. Without, boxes and spheres are
+    moved; the exact voxel size of the grid counts. They stay as labelled where masks are painted, which is done here,
+    so that no resampling blurs them: `paint_mask` tells how far a mask is from its box.
     """
     start = np.array(grid.start)
     scale = np.tile(np.array(grid.shape) / (np.array(grid.stop) - start), 2)
@@ -109,9 +109,9 @@ def objects_on_grid(
     records = [{**record, "box": box} for record, box in zip(annotations.records, boxes.tolist(), strict=True)]
     for level, layer in enumerate(layers):
         for value, window in find_windows(layer).items():
-            box = [float(s.start) for s in window] + [float(s.stop) for s in window]
-            voxels = int(np.count_nonzero(layer[window] == value))
-            records[value - 1] |= {"box": box, "voxels": voxels, "layer": level}
+            records[value - 1] |= {"voxels": int(np.count_nonzero(layer[window] == value)), "layer": level}
+            if annotations.paint is None:
+                records[value - 1]["box"] = [float(s.start) for s in window] + [float(s.stop) for s in window]
     for record, sphere in zip(records, annotations.spheres, strict=True):
         if sphere is not None and not layers:
             centre, radii = sphere.sphere_in(grid.affine)
@@ -127,7 +127,9 @@ def _from_masks(source: CaseSource, scan: xr.DataArray, classes: tuple[str, ...]
             if number in masks:
                 raise ScanError(f"{path}: object {number} is in another label file of the case too")
             masks[number] = (window, labels[window] == number)
-    given = source.instance_classes or (dict.fromkeys(masks, 0) if len(classes) == 1 else {})
+    given = source.instance_classes
+    if given is None:
+        given = dict.fromkeys(masks, 0) if len(classes) == 1 else {}
     _check_numbers(source, masks, given, classes)
     order = sorted(masks, key=lambda number: (number in source.ignore, number))
     return Annotations(
@@ -209,6 +211,11 @@ def _from_labels(
             raise ScanError(
                 f"{where} at {list(place or ())} is the box {whole[k].tolist()} in voxels of the canonical scan of "
                 f"shape {_shape(scan)}: along one axis less than {THINNEST} voxels lie inside, wanted more"
+            )
+        if label.box_zyx is not None and np.abs(whole[k] - boxes[k]).max() > 1:
+            raise ScanError(
+                f"{where} at {list(label.box_zyx)} reaches out of the image's array by more than a voxel, whose shape "
+                f"(z, y, x) is {tuple(scan.attrs['source_shape_zyx'])}"
             )
     order = sorted(range(len(labels)), key=lambda k: labels[k].ignore)
     return Annotations(

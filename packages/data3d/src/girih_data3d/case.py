@@ -29,7 +29,7 @@ class Case:
     Attributes:
         case_id, patient_id, modality: who it is.
         series_uid: DICOM SeriesInstanceUID; None: unknown. part: the dataset's official part; None: none.
-        scan_sha256: of each channel's canonical scan, see `channel_sha256`; None: prepared before there was one.
+        scan_sha256: of each channel that is not constant, see `channel_sha256`; None: prepared before there was one.
         shape: (C, Z, Y, X); dtype: type of the stored values; intensity = value * `scale` + `offset`.
         affine: float64 (4, 4), voxel-centre index (x, y, z) of the prepared grid -> RAS mm.
         spacing_zyx_mm: voxel size.

@@ -13,7 +13,9 @@ from girih_data3d.case_source import CaseSource
 from girih_data3d.case_writer import write_case
 from girih_data3d.errors import ScanError, StaleCaseError
 from girih_data3d.folder import DamageError, LocalFolder
+from girih_data3d.instances import find_windows
 from girih_data3d.layout import SCHEMA, case_folder
+from girih_data3d.object_rules import check_values
 from girih_data3d.open_files import OpenFiles
 from girih_data3d.prepare import Grid, choose_grid, labels_on_grid, prepare_on_grid, valid_on_grid
 from girih_data3d.provenance import is_origin, origin_of
@@ -38,8 +40,9 @@ def prepare_case(
         root: folder of the prepared dataset.
         spec: how to prepare.
         classes: names of the dataset's classes.
-        overwrite: replace a case that is damaged or was made from other files, with another spec or other classes;
-            reads every byte of a case that is there.
+        overwrite: replace a case that is damaged, was made from other files, with another spec or other classes, or by
+            a version that recorded neither its series nor a hash of its voxels; reads every byte of a case that is
+            there.
 
     Returns:
         "skipped" if the case is there already with all its files, made from the same files (name, size, and time or
@@ -54,14 +57,14 @@ def prepare_case(
     root = Path(root)
     target = case_folder(root, source.case_id)
     if target.exists():
-        difference = _difference(target, source, spec, classes, every_byte=overwrite)
+        difference = _difference(target, source, spec, classes, strict=overwrite)
         if difference is None:
             return "skipped"
         if not overwrite:
             raise StaleCaseError(f"{target}: {difference}; pass overwrite=True to replace it")
     origin = origin_of(source)  # before the voxels are read: what changes from now on is noticed
     scan = read_source(source)
-    scan_sha256 = [channel_sha256(channel) for channel in scan.values]
+    scan_sha256 = [digest for channel in scan.values if (digest := channel_sha256(channel)) is not None]
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, spec, None if annotations is None else annotations.boxes)
     truth = ground_truth(source, scan, annotations, classes)
@@ -107,18 +110,23 @@ def prepare_case(
 
 
 def _difference(
-    target: Path, source: CaseSource, spec: PrepareSpec, classes: tuple[str, ...], *, every_byte: bool
+    target: Path, source: CaseSource, spec: PrepareSpec, classes: tuple[str, ...], *, strict: bool
 ) -> str | None:
-    """Return how a case on disk differs from what is asked for; None if it does not."""
+    """Return how a case on disk differs from what is asked for; None if it does not.
+
+    `strict` looks at every byte, and at what only tells whether the scan is in another dataset.
+    """
     folder = LocalFolder(target, OpenFiles())
     try:
         found = read_case_seal(folder, source.case_id)
         check_files(folder, found, whole=())
-        if every_byte:
+        if strict:
             check_bytes(folder, found.files)
     except DamageError as error:
         return f"is damaged ({error.path}: {error.reason})"
     record = found.attributes["girih"]
+    if strict and (record.get("scan_sha256") is None or record.get("series_uid") != source.series_uid):
+        return "was prepared without its series or a hash of its voxels"
     if record["spec_hash"] != spec.sha256:
         return "was prepared with another spec"
     if record["truth"] is not None and record["truth"]["classes"] != list(classes):
@@ -130,6 +138,8 @@ def _semantic(source: CaseSource, scan: xr.DataArray, grid: Grid) -> Int16[np.nd
     if source.semantic is None:
         return None
     labels = read_labels(source.semantic, like=scan).values
+    if source.semantic_values is not None:
+        check_values(source.semantic, find_windows(labels), source.semantic_values)
     if labels.max() > np.iinfo(np.int16).max:
         raise ScanError(f"{source.semantic}: label {labels.max()}, wanted at most {np.iinfo(np.int16).max}")
     return labels_on_grid(labels, grid).astype(np.int16)

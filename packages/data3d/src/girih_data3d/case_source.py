@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -29,14 +29,17 @@ class CaseSource:
     """One file (or DICOM folder) per channel, all on one grid."""
     instances: tuple[Path, ...] = ()
     """Label files with one number per object, 0 = background; objects of different files may overlap."""
-    instance_classes: Mapping[int, int] = field(default_factory=dict)
-    """Object number -> index of its class; may be left out where there is one class only."""
+    instance_classes: Mapping[int, int] | None = None
+    """Object number -> index of its class: of every object in the files and no other, so that {} says that there is
+    none. None, where the dataset has one class only: all are of it."""
     ignore: tuple[int, ...] = ()
     """Numbers of objects that are real, but neither trained on nor scored."""
     objects: tuple[ObjectLabel, ...] | None = None
     """Objects labelled without masks; () says that there is none, None that nobody looked."""
     semantic: Path | None = None
     """Label file with one number per tissue."""
+    semantic_values: tuple[int, ...] | None = None
+    """Numbers that it may hold besides 0; None: any."""
     patient_id: str | None = None
     """None: every case is its own patient."""
     modality: str | None = None
@@ -46,7 +49,7 @@ class CaseSource:
     """Finds the objects in files that do not number them; instead of `instances` and `objects`."""
     paint: Paint | None = None
     """Masks for objects labelled without: what fills their boxes (an ellipsoid in a sphere's box is the sphere). Boxes
-    of the prepared case are then those of the masks; in its ground truth they stay as labelled."""
+    stay as labelled, see `PatchDataset` for those of samples."""
     defaced: Path | None = None
     """Label file whose voxels above 0 show no patient: removed faces; they are not `valid` in patches."""
     rescale: Rescale | None = None
@@ -65,7 +68,7 @@ class CaseSource:
         given = [name for name, found in labels.items() if found]
         if len(given) > 1:
             raise ValueError(f"{where}: both {given[0]} and {given[1]} are given, wanted one of them")
-        if not self.instances and (self.instance_classes or self.ignore):
+        if not self.instances and (self.instance_classes is not None or self.ignore):
             raise ValueError(f"{where}: instance_classes or ignore is given, but no instances file")
         if self.paint not in (None, *get_args(Paint)):
             raise ValueError(f"{where}: paint is {self.paint!r}, wanted one of {', '.join(get_args(Paint))}")

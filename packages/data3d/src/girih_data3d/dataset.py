@@ -9,7 +9,7 @@ from jaxtyping import UInt16
 
 from girih_data3d.case import Case
 from girih_data3d.case_table import CaseIds, tabulate
-from girih_data3d.geometry import patch_affine
+from girih_data3d.geometry import is_flip, patch_affine
 from girih_data3d.patch import Cut
 from girih_data3d.patch_objects import add_boxes, add_instances, moved_boxes, visible_shares
 from girih_data3d.places import Places
@@ -25,8 +25,10 @@ class PatchDataset:
 
     A sample is a dict of numpy arrays:
         image: (C, Z, Y, X) float32, or with `raw` as stored, plus scale and offset (C,) float32.
-        boxes: (n, 6) float32, patch voxel edges, clipped; tight around the voxels in the patch where there are masks,
-            else the hull of the moved box or sphere. labels: (n,) int64, classes of the sample's own dataset.
+        boxes: (n, 6) float32, patch voxel edges, clipped. Where there are masks, tight around the voxels in the patch;
+            but of an object that lies wholly in a patch that is at most mirrored the box of the case, which is tight
+            around a real mask, and as labelled around a painted one. Without masks, the hull of the moved box or
+            sphere. labels: (n,) int64, classes of the sample's own dataset.
         instances: (Z, Y, X) int32, row k of boxes has the value k + 1; only if the case has masks.
         semantic: (Z, Y, X) int16, -1 outside; only if the case has semantic labels.
         valid: (Z, Y, X) bool. False are voxels outside the case, those that were defaced, and those of real objects
@@ -111,7 +113,14 @@ class PatchDataset:
             if self.sampler.min_visible > 0:
                 shares = visible_shares(case.objects, moved, cut, case.read_instance_layers)
                 enough = shares >= self.sampler.min_visible
-            add_instances(sample, case.objects, moved, lambda window: cut.part(window).instance_layers(case), enough)
+            add_instances(
+                sample,
+                case.objects,
+                moved,
+                lambda window: cut.part(window).instance_layers(case),
+                enough,
+                turned=not is_flip(cut.matrix),
+            )
         else:
             add_boxes(sample, case.objects, moved, self.sampler.min_visible)
         if "semantic" in case.label_kinds:

@@ -12,6 +12,8 @@ from girih_data3d.objects import Objects
 
 SLAB = 64
 """Planes that are decoded at a time."""
+ROUNDING = 1e-3
+"""Voxels by which float32 may move a box's edge."""
 
 
 def check_content(case: Case) -> None:
@@ -22,7 +24,7 @@ def check_content(case: Case) -> None:
     """
     if not (math.isfinite(case.scale) and math.isfinite(case.offset)):
         raise CorruptCaseError(case.case_id, case.where.locate("0"), f"scale {case.scale}, offset {case.offset}")
-    found = Found(case.objects)
+    found = Found(case.objects, painted=case.source.get("paint") is not None)
     foreground = case.foreground.astype(np.int64)
     confirmed = np.zeros(len(foreground), bool)
     for z in range(0, case.shape[1], SLAB):
@@ -53,8 +55,8 @@ def check_content(case: Case) -> None:
 class Found:
     """Sizes and boxes of the objects in instance layers, slab by slab."""
 
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
+    def __init__(self, objects: Objects, *, painted: bool) -> None:
+        self.objects, self.painted = objects, painted
         self.voxels = np.zeros(len(objects), np.int64)
         self.low = np.full((len(objects), 3), np.inf)
         self.high = np.full((len(objects), 3), -np.inf)
@@ -88,7 +90,11 @@ class Found:
         for k in np.flatnonzero(masked).tolist():
             if self.voxels[k] != self.objects.voxels[k]:
                 return f"object {k} has {self.voxels[k]} voxels, {self.objects.voxels[k]} are recorded"
-            if not np.array_equal(boxes[k], self.objects.boxes[k]):
+            wanted = self.objects.boxes[k]
+            if self.painted:  # the box is as labelled, and the mask has whole voxels
+                low, high = np.floor(wanted[:3] + ROUNDING), np.ceil(wanted[3:] - ROUNDING)
+                wanted = np.concatenate([np.maximum(self.low[k], low), np.minimum(self.high[k], high)])
+            if not np.array_equal(boxes[k], wanted):
                 return f"object {k} has the box {boxes[k].tolist()}, {self.objects.boxes[k].tolist()} is recorded"
         return None
 

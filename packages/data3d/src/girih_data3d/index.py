@@ -61,7 +61,8 @@ class CaseIndex:
     parts: tuple[str | None, ...]
     """Official part of the dataset; None: none."""
     scan_sha256: tuple[tuple[str, ...] | None, ...]
-    """Of each channel of the scan before any resampling, see `channel_sha256`; None: an older version prepared it."""
+    """Of each channel of the scan before any resampling, see `channel_sha256`, that is not constant; None: an older
+    version prepared it."""
     checksums: UInt32[np.ndarray, " n"]
     """CRC-32C over everything that is written about the case, and so over all its files."""
     contents: UInt32[np.ndarray, " n"]
@@ -166,7 +167,7 @@ def read_index(folder: Folder) -> CaseIndex:
         columns[name] = _texts(columns[name].tobytes(), columns.pop(f"{name}_ends")) if known else ("",) * count
     for name in ("modalities", *LATER):
         columns[name] = tuple(intern(text) if text else None for text in columns[name])
-    columns["scan_sha256"] = tuple(text and tuple(text.split()) for text in columns["scan_sha256"])
+    columns["scan_sha256"] = tuple(text and tuple(text.split()) for text in columns["scan_sha256"])  # " ": ()
     columns.setdefault("valid", np.zeros(count, bool))
     return CaseIndex(**columns)
 
@@ -209,7 +210,7 @@ def row_of(found: Seal) -> dict[str, Any]:
         "modalities": record["modality"] or None,
         "series_uids": record.get("series_uid") or None,
         "parts": record.get("part") or None,
-        "scan_sha256": tuple(record.get("scan_sha256") or ()) or None,
+        "scan_sha256": None if record.get("scan_sha256") is None else tuple(record["scan_sha256"]),
         "checksums": found.checksum,
         "contents": crc32c(json.dumps([[record[key] for key in CONTENT], found.files], sort_keys=True).encode()),
         "bytes": found.size,
@@ -273,7 +274,7 @@ def write_index(folder: Path, index: CaseIndex) -> None:
     columns: dict[str, np.ndarray] = {"box_case": index.box_case}
     for name, column in _columns(index).items():
         if name in TEXTS:
-            texts = (" ".join(text) if isinstance(text, tuple) else text or "" for text in column)
+            texts = (" ".join(text) or " " if isinstance(text, tuple) else text or "" for text in column)
             encoded = [text.encode() for text in texts]
             columns[name] = np.frombuffer(b"".join(encoded), np.uint8)
             columns[f"{name}_ends"] = np.cumsum([len(text) for text in encoded], dtype=np.int64)

@@ -126,7 +126,9 @@ def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], comm
             case_id=case_id,
             images=files["images"],
             instances=files.get("instances", ()),
-            instance_classes=_class_of(case, "instance_classes", "object", classes),
+            instance_classes=(
+                _class_of(case, "instance_classes", "object", classes) if "instance_classes" in case else None
+            ),
             ignore=tuple(ignore),
             objects=objects,
             semantic=files["semantic"][0] if "semantic" in files else None,
@@ -173,7 +175,7 @@ def _components(case: Checked, semantic: tuple[Path, ...] | None, classes: tuple
     class_of = _class_of(case, "components", "label", classes)
     if not class_of:
         raise case.wrong("components", 'at least one label, such as {"2": 0}')
-    return Components(semantic, class_of)
+    return Components(semantic[0], tuple((index, (value,)) for value, index in class_of.items()))
 
 
 def _paint(case: Checked) -> Paint | None:

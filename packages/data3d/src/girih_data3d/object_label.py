@@ -30,7 +30,8 @@ class ObjectLabel:
     ignore: bool = False
     """Real, but neither trained on nor scored."""
     box_zyx: tuple[Number, ...] | None = None
-    """(z0, y0, x0, z1, y1, x1), voxel edges of the image file's array, whose axes as (x, y, z) are the file's own."""
+    """(z0, y0, x0, z1, y1, x1), voxel edges of the image file's array, whose axes as (x, y, z) are the file's own. It
+    may reach out of the array by a voxel."""
     box_ras_mm: tuple[Number, ...] | None = None
     """(x0, y0, z0, x1, y1, z1) in the patient, RAS."""
     center_ras_mm: tuple[Number, ...] | None = None

@@ -1,13 +1,13 @@
 """How objects are found in label files that do not number them: class masks, several readers' masks of one object."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Int32
 from scipy import ndimage
 
 from girih_data3d.errors import ScanError
@@ -51,60 +51,52 @@ class ObjectRule(Protocol):
 
 @dataclass(frozen=True)
 class Components:
-    """Objects are the 26-connected components of some values of class masks; components that touch are one object.
+    """Objects are the 26-connected components of some values of a class mask; components that touch are one object.
 
-    Values that are not listed are tissues and no objects. Objects of different files may overlap.
+    Objects of groups that share values, as those of nested tumour regions do, overlap.
 
     Raises:
-        ValueError: no file, no value, a value below 1, a class below 0, or less than one voxel.
+        ValueError: no group, a group without a value, a value below 1, a class below 0, or less than one voxel.
     """
 
-    files: tuple[Path, ...]
-    """Label files on the scan's grid."""
-    classes: Mapping[int, int]
-    """Value in the files -> index of the class of its components."""
+    file: Path
+    """Label file on the scan's grid."""
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    """Of each group the index of its class and its values in the file, which count as one."""
     min_voxels: int = 3
     """Smaller components are dropped and counted; nnDetection keeps those of 3 voxels for the pancreas of the MSD."""
     known: tuple[int, ...] | None = None
-    """Values that a file may hold besides 0 and those of `classes`; None: any."""
+    """Values that the file may hold besides 0 and those of the groups; None: any."""
 
     def __post_init__(self) -> None:
-        if not self.files or not self.classes:
-            raise ValueError(f"files are {self.files}, classes {dict(self.classes)}: wanted at least one of each")
-        if min(self.classes) < 1 or min(self.classes.values()) < 0:
-            raise ValueError(f"classes are {dict(self.classes)}, wanted values of 1 or more and class indices from 0")
-        if self.min_voxels < 1:
-            raise ValueError(f"min_voxels is {self.min_voxels}, wanted 1 or more")
+        for k, (index, values) in enumerate(self.groups):
+            if index < 0 or min(values, default=0) < 1:
+                raise ValueError(f"groups[{k}] has class {index} and values {values}, wanted 0 or more and 1 or more")
+        if not self.groups or self.min_voxels < 1:
+            raise ValueError(f"{len(self.groups)} groups, min_voxels {self.min_voxels}: wanted 1 or more of both")
 
     def find(self, scan: xr.DataArray) -> FoundObjects:
-        """Return the components: file by file, by rising value, in the order of their first voxels.
+        """Return the components, group by group, in the order of their first voxels.
 
         Raises:
-            ScanError: as `read_labels`, or a file holds a value that is not `known`.
+            ScanError: as `read_labels`, or the file holds a value that is not `known`.
         """
+        labels = read_labels(self.file, like=scan).values
+        windows = find_windows(labels)
+        if self.known is not None:
+            check_values(self.file, windows, {*self.known, *(value for _, values in self.groups for value in values)})
         masks: list[Mask] = []
         classes: list[int] = []
         found = 0
-        for path in self.files:
-            labels = read_labels(path, like=scan).values
-            windows = find_windows(labels)
-            self._check_values(path, windows)
-            for value in sorted(windows.keys() & self.classes.keys()):
-                components = list(_components(labels[windows[value]] == value, windows[value]))
-                kept = [mask for mask in components if np.count_nonzero(mask[1]) >= self.min_voxels]
-                found += len(components)
-                masks += kept
-                classes += [self.classes[value]] * len(kept)
+        for index, values in self.groups:
+            there = [windows[value] for value in values if value in windows]
+            components = list(_components(labels, values, _around(there))) if there else []
+            kept = [mask for mask in components if np.count_nonzero(mask[1]) >= self.min_voxels]
+            found += len(components)
+            masks += kept
+            classes += [index] * len(kept)
         counts = {"components": found, f"dropped below {self.min_voxels} voxels": found - len(masks)}
         return FoundObjects(masks, classes, counts)
-
-    def _check_values(self, path: Path, windows: Mapping[int, Slices]) -> None:
-        if self.known is None:
-            return
-        wanted = sorted({*self.known, *self.classes} - {0})
-        strangers = sorted(set(windows) - set(wanted))
-        if strangers:
-            raise ScanError(f"{path}: label {strangers[0]} ({len(strangers)} such labels), wanted 0 or one of {wanted}")
 
 
 @dataclass(frozen=True)
@@ -143,13 +135,43 @@ class Votes:
         masks: list[Mask] = []
         classes: list[int] = []
         for index, files in self.objects:
-            marked = [mask for path in files for mask in _marked(path, scan)]
-            agreed = _agreed(marked, self.readers or len(files), self.share)
+            every = (slice(0, None),) * 3
+            marked = [tight((every, read_labels(path, like=scan).values > 0)) for path in files]
+            agreed = vote([mask for mask in marked if mask is not None], self.readers or len(files), self.share)
             if agreed is not None:
                 masks.append(agreed)
                 classes.append(index)
         counts = {"objects marked": len(self.objects), "dropped for want of votes": len(self.objects) - len(masks)}
         return FoundObjects(masks, classes, counts)
+
+
+def check_values(path: Path, found: Collection[int], known: Collection[int]) -> None:
+    """Refuse values of a label file that are neither 0 nor known.
+
+    Raises:
+        ScanError: names the lowest of them.
+    """
+    wanted = sorted({*known} - {0})
+    strangers = sorted({*found} - {0, *wanted})
+    if strangers:
+        raise ScanError(f"{path}: label {strangers[0]} ({len(strangers)} such labels), wanted 0 or one of {wanted}")
+
+
+def vote(masks: Sequence[Mask], voters: int, share: Number) -> Mask | None:
+    """Return the voxels that at least a share of the voters hold; None if there is none.
+
+    Args:
+        masks: one per voter who marked the object; they may lie anywhere.
+        voters: all who looked; those without a mask hold no voxel.
+        share: above 0.
+    """
+    if not masks:
+        return None
+    window = _around([window for window, _ in masks])
+    votes = np.zeros([side.stop - side.start for side in window], np.int32)
+    for place, inside in masks:
+        votes[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(place, window, strict=True))] += inside
+    return tight((window, votes / voters >= share))
 
 
 def tight(mask: Mask) -> Mask | None:
@@ -158,34 +180,23 @@ def tight(mask: Mask) -> Mask | None:
     found = ndimage.find_objects(inside.astype(np.uint8))
     if not found:
         return None
-    return _inside_of(window, found[0]), inside[found[0]]
+    return _inside_of(window, found[0]), inside[found[0]].copy()  # not a view that keeps the volume
 
 
-def _components(inside: Bool[np.ndarray, "z y x"], window: Slices) -> Iterator[Mask]:
-    """Yield the components of a mask that lies in a window."""
-    numbers, _ = ndimage.label(inside, structure=TOUCHING)
+def _components(labels: Int32[np.ndarray, "z y x"], values: Sequence[int], window: Slices) -> Iterator[Mask]:
+    """Yield the components that some values together have in a window."""
+    numbers, _ = ndimage.label(np.isin(labels[window], values), structure=TOUCHING)
     for k, box in enumerate(ndimage.find_objects(numbers), start=1):
         yield _inside_of(window, box), numbers[box] == k
 
 
-def _marked(path: Path, scan: xr.DataArray) -> Iterator[Mask]:
-    """Yield one reader's mask of one object; nothing if the file is empty."""
-    mask = tight(((slice(0, None),) * 3, read_labels(path, like=scan).values > 0))
-    if mask is not None:
-        yield mask[0], mask[1].copy()  # not a view that keeps the volume
-
-
-def _agreed(masks: list[Mask], readers: int, share: Number) -> Mask | None:
-    """Return the voxels that lie in at least a share of the masks, which are filled up to `readers` with empty ones."""
-    if not masks:
-        return None
-    low = np.min([[side.start for side in window] for window, _ in masks], axis=0)
-    high = np.max([[side.stop for side in window] for window, _ in masks], axis=0)
-    votes = np.zeros(high - low, np.int32)
-    for window, inside in masks:
-        votes[tuple(slice(side.start - a, side.stop - a) for side, a in zip(window, low, strict=True))] += inside
-    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    return tight(((z, y, x), votes / readers >= share))
+def _around(windows: Sequence[Slices]) -> Slices:
+    """Return the smallest window around all."""
+    z, y, x = (
+        slice(min(side.start for side in sides), max(side.stop for side in sides))
+        for sides in zip(*windows, strict=True)
+    )
+    return z, y, x
 
 
 def _inside_of(outer: Slices, inner: Slices) -> Slices:

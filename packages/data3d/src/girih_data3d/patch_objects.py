@@ -50,8 +50,8 @@ def visible_shares(
     """
     whole = ((moved[:, :3] >= 0) & (moved[:, 3:] <= cut.size)).all(axis=1)
     reach = np.abs(cut.matrix) @ (np.array(cut.size) / 2)
-    low = np.maximum(np.floor(cut.centre - reach), objects.boxes[:, :3]).astype(int)
-    high = np.minimum(np.ceil(cut.centre + reach), objects.boxes[:, 3:]).astype(int)
+    low = np.floor(np.maximum(cut.centre - reach, objects.boxes[:, :3])).astype(int)
+    high = np.ceil(np.minimum(cut.centre + reach, objects.boxes[:, 3:])).astype(int)
     shares = np.where(whole, 1.0, 0.0)
     near = (moved[:, 3:] > 0).all(axis=1) & (moved[:, :3] < cut.size).all(axis=1) & (low < high).all(axis=1)
     for row in np.flatnonzero(near & ~whole & ~objects.ignore & (objects.voxels > 0)).tolist():
@@ -85,11 +85,14 @@ def add_instances(
     moved: Float64[np.ndarray, "n 6"],
     read: ReadLayers,
     enough: Bool[np.ndarray, " n"],
+    *,
+    turned: bool,
 ) -> None:
     """Add the masks of objects to a sample, and boxes tight around each; take the other objects from its `valid`.
 
-    The others are those to ignore and those that are not visible `enough`. Where objects overlap, `instances` shows the
-    smaller; a box is that of the whole mask, and an object left out hides nothing.
+    An object that lies wholly in a patch that is not `turned` keeps its moved box. The others are those to ignore and
+    those that are not visible `enough`. Where objects overlap, `instances` shows the smaller; a box is that of the
+    whole mask, and an object left out hides nothing.
     """
     shape = sample["valid"].shape
     sample |= {"instances": np.zeros(shape, np.int32), "boxes": np.zeros((0, 6), np.float32)}
@@ -107,6 +110,9 @@ def add_instances(
         for row, found in enumerate(ndimage.find_objects(layer)):
             if found is not None:
                 boxes[row] = [s.start for s in found] + [s.stop for s in found]
+    if not turned:
+        whole = ((moved[:, :3] >= 0) & (moved[:, 3:] <= shape)).all(axis=1)
+        boxes[whole] = moved[whole] - np.tile(start, 2)
     kept = (voxels > 0) & enough & ~objects.ignore
     number = np.concatenate([[0], np.cumsum(kept) * kept]).astype(np.int32)
     shown, others = sample["instances"][z, y, x], np.zeros(layers[0].shape, bool)

@@ -115,17 +115,28 @@ def read_labels(path: Path | str, *, like: xr.DataArray) -> xr.DataArray:
     return xr.DataArray(whole, dims=("z", "y", "x"), coords=coords, name="labels", attrs=dict(like.attrs))
 
 
-def channel_sha256(channel: Float32[np.ndarray, "z y x"]) -> str:
+def channel_sha256(channel: Float32[np.ndarray, "z y x"]) -> str | None:
     """Return the SHA-256 of one channel of a canonical scan, by which the same scan is known again in another dataset.
 
-    It is that of the shape as text "z y x" (ASCII), a zero byte, and the values as little-endian float32 in C order, -0
-    as 0. It depends neither on the file's format, its type of voxels nor the directions of its axes; voxel size and
-    place in the patient do not count.
+    It is that of the shape as text "z y x" (ASCII), a zero byte, and for every plane z of four bit maps in C order,
+    each filled up with zeros to whole bytes: is a voxel larger than the one before it along x; smaller; along y larger;
+    smaller. None where all these bits are 0: a constant channel is like any other.
+
+    Only the order of values counts, for their last digits depend on the file: a slope is text in DICOM and float32 in
+    NIfTI. So it outlives any rising change of intensities that keeps different values different: another slope and
+    intercept (for 16-bit voxels while |intercept| < 2^22 slopes, which float32 resolves), one slope per plane, another
+    unit, a z-score; and another file format, type of voxels or direction of axes. Voxel size and place in the patient
+    do not count. It does not outlive resampling, cropping, clipped or rounded intensities, lossy compression, removed
+    faces, nor axes that are turned: those of a scan at 45 degrees to the patient may be taken for others when its
+    affine is rounded otherwise.
     """
-    digest = hashlib.sha256(b"%d %d %d\0" % channel.shape)
+    digest, known = hashlib.sha256(b"%d %d %d\0" % channel.shape), False
     for plane in channel:
-        digest.update((plane + np.float32(0)).astype("<f4").tobytes())
-    return digest.hexdigest()
+        for after, before in ((plane[:, 1:], plane[:, :-1]), (plane[1:], plane[:-1])):
+            for bits in (np.packbits(after > before), np.packbits(after < before)):
+                known = known or bool(bits.any())
+                digest.update(bits.tobytes())
+    return digest.hexdigest() if known else None
 
 
 def scan_name(path: Path) -> str:

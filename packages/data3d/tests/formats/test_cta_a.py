@@ -56,6 +56,7 @@ def test_folders(
     for name, groups in {"Tr0001": [(1,), (2,)], "Tr0002": [(1, 2)], "Tr0003": [], "Ts0001": [(1,), (2,)]}.items():
         scan = scans[FILES[name]]
         assert_planted(store, name, scan, [(0, scan.hull(*numbers)) for numbers in groups])
+    assert dataset.passed_over == ("ExtA0001: external",)
     external = {source.case_id: source.part for source in read_format("cta-a", folders, external=True).sources}
     assert external["ExtA0001"] == "external"
 
@@ -98,6 +99,15 @@ def test_name_that_tells_no_part(folders: Path) -> None:
         read_format("cta-a", folders)
 
 
+def test_a_folder_of_both_that_speaks_of_masks(folders: Path, tmp_path: Path) -> None:
+    inside = tmp_path / "up" / "Large_IA_Segmentation"
+    inside.mkdir(parents=True)
+    for name in ("images", "masks"):
+        (folders / "training" / name).rename(inside / name)
+    for given in (inside, inside.parent):
+        assert len(read_format("cta-a", given).sources) == 3
+
+
 def test_name_twice(folders: Path, scans: dict[str, Any]) -> None:
     scans["plain"].write(folders / "more" / "Tr0001.nii.gz")
     with pytest.raises(d3.ManifestError, match=r"the image is there twice, here and at"):
@@ -113,6 +123,9 @@ def test_name_twice(folders: Path, scans: dict[str, Any]) -> None:
         ),
         (["train", "P9", "h", "cta_img/P9.nii.gz", "ane_seg/P001.nii.gz"], "row 2: cta_img_file is .*: no such file"),
         (["train", "", "h", "cta_img/P001.nii.gz", "ane_seg/P001.nii.gz"], "row 2: id is '', wanted a text"),
+        (["train", "P1", "h", "cta_img/P001.nii.gz", "cta_img/P001.nii.gz"], "row 2: .* is both image and mask"),
+        (["train", "P1", "h", "cta_img/../../a.nii.gz", "x.nii.gz"], "row 2: cta_img_file is .*, wanted a path inside"),
+        (["train", "P1", "h", "/cta_img/P001.nii.gz", "x.nii.gz"], "row 2: cta_img_file is .*, wanted a path inside"),
     ],
 )
 def test_rows_that_cannot_be(table: Path, row: list[str], message: str, write_rows: Callable[..., Path]) -> None:

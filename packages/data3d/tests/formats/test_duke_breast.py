@@ -115,9 +115,11 @@ def test_classic_folders_and_names_that_only_end_alike(collection: Path, scans: 
     study = collection / "Duke-Breast-Cancer-MRI/Breast_MRI_001/01-01-1990-NA-MRI BREAST"
     series = sorted(path for path in study.iterdir() if path.name[1] == ".")
     series[0].rename(study / "1.2.1.0")
-    series[1].rename(study / f"7{series[1].name}")  # a number in front, as some downloads have it
+    series[1].rename(study / f"7-{series[1].name}")  # a number in front
     names = [path.name for path in read(collection).sources[0].images]
-    assert names[:2] == ["1.2.1.0", f"7{series[1].name}"]
+    assert names[:2] == ["1.2.1.0", f"7-{series[1].name}"]
+    (study / "1.2.1.0").rename(study / "9.1.2.1.0")  # another UID
+    assert "Breast_MRI_001: no series of sequence pre among 6" in read(collection).passed_over
 
 
 def test_incomplete_patients_are_passed_over(collection: Path) -> None:
@@ -163,7 +165,8 @@ def test_other_spellings_texts_and_floats(collection: Path) -> None:
         (["Breast_MRI_001", 1, 2, None, 2, 1, 2], "row 2: start column is '', wanted a finite number"),
         (["Breast_MRI_001", 1, 2, 1, 2.5, 1, 2], "row 2: end column is '2.5', wanted a whole number"),
         (["Breast_MRI_001", 9, 2, 1, 2, 1, 2], "row 2: box_zyx is .*wanted every low edge below its high edge"),
-        (["Breast_MRI_001", 1, 2, 1, 2, 10, 13], "row 2: end slice is 13, but the series has 12 slices"),
+        (["Breast_MRI_001", 1, 2, 1, 2, 10, 13], "row 2: slices 10 to 13, wanted rising ones of the series' 1 to 12"),
+        (["Breast_MRI_001", 1, 2, 1, 2, 5, 4], "row 2: slices 5 to 4, wanted rising ones"),
     ],
 )
 def test_bad_rows(collection: Path, cells: list[object], message: str) -> None:
@@ -192,15 +195,62 @@ def test_slices_without_number_or_at_one_place(
     folder = next((collection / "Duke-Breast-Cancer-MRI/Breast_MRI_001/01-01-1990-NA-MRI BREAST").glob("0.*"))
     tags = {"SeriesDescription": "ax dyn pre", "Modality": "MR"}
     write_series(scans["plain"], folder, InstanceNumber=None, **tags)
-    with pytest.raises(d3.ManifestError, match=r"1-001.dcm, or 1-012.dcm: no InstanceNumber, Image Position"):
+    with pytest.raises(d3.ManifestError, match=r"slices without InstanceNumber, Image Position"):
         read(collection)
     write_series(scans["plain"], folder, InstanceNumber=3, **tags)
-    with pytest.raises(d3.ManifestError, match=r"1-001.dcm and 1-012.dcm have one InstanceNumber or position"):
+    with pytest.raises(d3.ManifestError, match=r"12 slices with InstanceNumbers from 3 to 3, wanted one of each"):
         read(collection)
     for path in sorted(folder.iterdir())[1:]:
         path.unlink()
     with pytest.raises(d3.ManifestError, match=r"1 .dcm files, wanted a series of slices"):
         read(collection)
+
+
+@pytest.mark.parametrize("box", [(3, 1, 5, 5, 15, 6), (2, 9, 3, 5, 14, 9)])  # 2 x 14 x 1, 3 x 5 x 6
+def test_boxes_are_as_labelled_in_the_case_and_in_samples(
+    tmp_path: Path,
+    scans: dict[str, Any],
+    write_series: Callable[..., Path],
+    prepare: Callable[..., d3.Store],
+    box: tuple[int, ...],
+) -> None:
+    write_series(scans["plain"], tmp_path / "Breast_MRI_001/study/1", SeriesDescription="ax dyn pre")
+    write_xlsx(tmp_path / BOXES, [HEADER, box_row("Breast_MRI_001", box, upside_down=False)])
+    store = prepare(read(tmp_path, sequences="pre"))
+    assert store["Breast_MRI_001"].boxes.tolist() == [list(box)]
+    for sample in d3.PatchDataset(store, d3.PatchSampler((24, 24, 24), object_fraction=1), n_per_epoch=4):
+        assert (sample["boxes"] + np.tile(sample["start"], 2)).tolist() == [list(box)]
+
+
+@pytest.mark.parametrize("upside_down", UPSIDE_DOWN)
+@pytest.mark.parametrize("lost", [(1,), (12,), (1, 2, 12)])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_slices_missing_at_an_end_do_not_shift_the_box(
+    tmp_path: Path,
+    scans: dict[str, Any],
+    write_series: Callable[..., Path],
+    upside_down: bool,
+    lost: tuple[int, ...],
+    renamed: bool,
+) -> None:
+    folder = tmp_path / "Breast_MRI_001/study/1"
+    write_series(scans["plain"], folder, upside_down=upside_down, SeriesDescription="ax dyn pre")
+    for number in lost:
+        (folder / f"1-{number:03}.dcm").unlink()
+    for path in sorted(folder.iterdir()) if renamed else ():  # in no order
+        path.rename(folder / f"{int(path.stem[2:]) * 7 % 13}x.DCM")
+    (folder / "._1-001.dcm").write_bytes(b"\0\5\26\7")
+    write_xlsx(tmp_path / BOXES, [HEADER, box_row("Breast_MRI_001", (4, 3, 4, 7, 7, 9), upside_down=upside_down)])
+    source = read(tmp_path, sequences="pre").sources[0]
+    below = len([number for number in lost if (number > 6) == upside_down])  # slices that are gone below the box
+    assert source.objects is not None
+    assert source.objects[0].box_zyx == (4 - below, 9, 11, 7 - below, 13, 16)
+    write_xlsx(tmp_path / BOXES, [HEADER, ["Breast_MRI_001", 1, 2, 1, 2, lost[0], lost[0]]])
+    with pytest.raises(d3.ManifestError, match=rf"slices {lost[0]} to {lost[0]}, wanted rising ones of the series'"):
+        read(tmp_path, sequences="pre")
+    sorted(folder.glob("[!.]*"))[4].unlink()
+    with pytest.raises(d3.ManifestError, match=r"slices with InstanceNumbers from \d+ to \d+, wanted one of each"):
+        read(tmp_path, sequences="pre")
 
 
 def damaged(path: Path, how: str) -> None:

@@ -91,6 +91,26 @@ def test_scans_without_labels(root: Path, prepare: Callable[..., d3.Store]) -> N
     assert len(store["1.2.é.plain"].boxes) == 0
 
 
+@pytest.mark.parametrize("missing", ["refuse", "unlabelled", "empty"])
+def test_labels_that_cannot_be_read_do_not_make_a_negative(root: Path, missing: str) -> None:
+    (root / "labels" / "1.2.é.plain.nrrd").rename(root / "labels" / "1.2.é.plain.seg.png")
+    with pytest.raises(d3.ManifestError, match=r"1.2.é.plain.seg.png: the label file of 1.2.é.plain.nii.gz, in a form"):
+        read_format("folder", root, missing=missing)
+
+
+def test_files_that_are_no_scans_are_told(root: Path) -> None:
+    (root / "images" / "list.csv").touch()
+    assert read_format("folder", root).passed_over == ("labels/readme.txt: no scan", "images/list.csv: no scan")
+
+
+def test_scans_beside_the_folder_of_labels(root: Path) -> None:
+    for path in (root / "images").iterdir():
+        path.rename(root / path.name)
+    (root / "images").rmdir()
+    wanted = sorted(f"1.2.é.{name}" for name in NAMES)
+    assert [source.case_id for source in read_format("folder", root, images=".").sources] == wanted
+
+
 def test_label_without_scan(root: Path, scans: dict[str, Any]) -> None:
     scans["plain"].write(root / "labels" / "z.nrrd", scans["plain"].labels())
     with pytest.raises(d3.ManifestError, match=r"z.nrrd: a label file without a scan named z"):

@@ -91,7 +91,9 @@ def test_images_not_downloaded(root: Path) -> None:
         d3.ManifestError, match=r"imaging.nii.gz: no such file, of case 'case_00001'; the challenge's get_imaging"
     ):
         read_format("kits21", root)
-    assert [source.case_id for source in read_format("kits21", root, partial=True).sources] == [
+    dataset = read_format("kits21", root, partial=True)
+    assert dataset.passed_over == ("case_00001: no imaging.nii.gz",)
+    assert [source.case_id for source in dataset.sources] == [
         "case_00000",
         "case_00002",
         "case_00299",
@@ -109,6 +111,35 @@ def test_missing_annotation(root: Path) -> None:
     with pytest.raises(d3.ManifestError, match=r"cyst_instance-1 has the annotations \[1, 3\], wanted \[1, 2, 3\]"):
         read_format("kits21", root)
     assert len(read_format("kits21", root, objects="components").sources) == 4
+
+
+@pytest.mark.parametrize("name", ["tumor_instance-1_annotation-{}.nii", "tumour_instance-1_annotation-{}.nii.gz"])
+def test_masks_under_other_names(root: Path, name: str) -> None:
+    folder = root / "case_00002" / "segmentations"
+    for number in (1, 2, 3):
+        (folder / f"tumor_instance-1_annotation-{number}.nii.gz").rename(folder / name.format(number))
+    with pytest.raises(
+        d3.ManifestError, match=r"wanted {kidney, tumor, cyst}_instance-i_annotation-j.nii.gz; found \['cyst_inst"
+    ):
+        read_format("kits21", root)
+
+
+@pytest.mark.parametrize("value", [2, 3])
+def test_a_case_without_masks_of_single_objects_has_none_in_the_vote_either(
+    root: Path, scans: dict[str, Any], tmp_path: Path, value: int
+) -> None:
+    case = root / "case_00002"
+    for path in (case / "segmentations").iterdir():
+        path.unlink()
+    scans["touching"].write(case / "aggregated_MAJ_seg.nii.gz", scans["touching"].mask(1) * value)
+    report = d3.prepare_many(read_format("kits21", root), tmp_path / "out", d3.PrepareSpec(), workers=0)
+    assert list(report.failed) == ["case_00002"]
+    assert (
+        f"aggregated_MAJ_seg.nii.gz: label {value} (1 such labels), wanted 0 or one of [1]"
+        in report.failed["case_00002"]
+    )
+    scans["touching"].write(case / "aggregated_MAJ_seg.nii.gz", scans["touching"].mask(1))
+    assert not d3.prepare_many(read_format("kits21", root), tmp_path / "out", d3.PrepareSpec(), workers=0).failed
 
 
 def test_no_masks_of_single_objects(root: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from girih_data3d.formats.lidc_consensus import (
     LidcMasks,
     group_drawings,
     malignancy_class,
-    vote,
 )
 from girih_data3d.formats.lidc_idri import FORMAT, read
 from girih_data3d.formats.lidc_xml import Outline
+from girih_data3d.object_rules import vote
 from girih_data3d.scan import read_scan
 
 Points = Sequence[tuple[int, int]]
@@ -180,9 +180,8 @@ def test_holes_are_cut_whatever_the_order(find: Callable[..., Any], hole_first: 
     np.testing.assert_array_equal(inside, wanted)
 
 
-def test_the_line_itself_is_nodule_only_if_asked(find: Callable[..., Any]) -> None:
+def test_the_line_itself_is_not_nodule(find: Callable[..., Any]) -> None:
     assert find([[nodule(BOX)]] * 2)[1] == [BOX]
-    assert find([[nodule(BOX)]] * 2, with_outline=True)[1] == [(2, 2, 3, 5, 10, 13)]
 
 
 def test_a_point_is_a_nodule_below_3_mm_and_dropped(find: Callable[..., Any]) -> None:
@@ -200,6 +199,19 @@ def test_the_uid_says_the_slice_before_z_does(find: Callable[..., Any]) -> None:
     assert find([[nodule(BOX, uid=None, z_shift=-1.2)]] * 2, series=None)[1] == [BOX]
     with pytest.raises(d3.ScanError, match=r"reading session 0, nodule 'n': an outline at z 36 mm .* none of the 12"):
         find([[nodule((11, 3, 4, 12, 9, 12), uid=None, z_shift=1.5)]] * 2, series=None)
+
+
+def test_names_of_slices_in_capitals_and_what_macos_leaves(
+    collection: Path, scans: dict[str, Any], prepare: Callable[..., d3.Store], assert_planted: Callable[..., None]
+) -> None:
+    series = collection / "LIDC-IDRI-0001/study/1.2.3"
+    for path in list(series.glob("*.dcm")):
+        path.rename(path.with_suffix(".DCM"))
+    (series / "._1-001.dcm").write_bytes(b"\0\5\26\7")
+    boxes = scans["plain"].boxes
+    write_xml(series / "069.xml", [[nodule(box, z_shift=100.0) for box in boxes.values()]] * 2)  # the UIDs decide
+    store = prepare(read(collection))
+    assert_planted(store, "LIDC-IDRI-0001", scans["plain"], [(0, box) for box in boxes.values()])
 
 
 @pytest.mark.parametrize("by_uid", [True, False])
@@ -287,6 +299,12 @@ def test_xml_of_another_series_two_of_them_and_broken_ones(collection: Path) -> 
     with pytest.raises(d3.ManifestError, match=r"second.xml: declares a document type or entities"):
         read(collection)
     second.unlink()
+    (collection / "LIDC-IDRI-0009").mkdir()
+    assert read(collection).passed_over[-1] == "LIDC-IDRI-0009: no series"
+    unsaid = write_xml(collection / "tcia-lidc-xml/158/unsaid.xml", [[]], series_uid="")
+    with pytest.raises(d3.ManifestError, match=r"unsaid.xml: readings without a SeriesInstanceUid"):
+        read(collection)
+    unsaid.unlink()
     write_xml(collection / "tcia-lidc-xml/158/again.xml", [[]], series_uid="7.1")
     with pytest.raises(d3.ManifestError, match=r"readings of series '7.1', as in .*7.1.xml; wanted one"):
         read(collection)
@@ -297,7 +315,7 @@ def test_a_folder_that_is_another(tmp_path: Path) -> None:
     with pytest.raises(d3.ManifestError, match=r"looked for folders LIDC-IDRI-0001, .*unpack LIDC-IDRI.zip"):
         read(tmp_path)
     (tmp_path / "LIDC-IDRI-0001/study/series").mkdir(parents=True)
-    with pytest.raises(d3.ManifestError, match=r"1 series, none is a CT scan with readings .*no .dcm file"):
+    with pytest.raises(d3.ManifestError, match=r"no CT scan with readings .*no .dcm file"):
         read(tmp_path)
 
 
@@ -344,11 +362,30 @@ def test_what_the_converter_left_out_is_named(converted: Path, write_rows: Calla
     table = converted / "characteristics.csv"
     kept = table.read_text()
     table.write_text("\n".join(kept.splitlines()[:-2]))
-    with pytest.raises(d3.ManifestError, match=r"no row of nodule 5 of case '0129b', whose mask is there"):
+    with pytest.raises(d3.ManifestError, match=r"nodule 5 of session 2 of case '0129b' has no row"):
         read(converted)
     table.write_text(kept.replace(";4", ";7"))
     with pytest.raises(d3.ManifestError, match=r"row 6: malignancy is '7', wanted a whole number from -1 to 5"):
         read(converted)
+    table.write_text(kept)
+    mask = converted / "data_nrrd/0129b/0129b_3_00000009_00000009.nii.gz"
+    content = mask.read_bytes()
+    mask.unlink()
+    with pytest.raises(d3.ManifestError, match=r"nodule 9 of session 3 of case '0129b' has no mask"):
+        read(converted)
+    for other in ("0129a_3_00000009_00000009.nii.gz", "0129b_2_00000005_00000009.nii.gz"):
+        mask.with_name(other).write_bytes(content)
+        with pytest.raises(
+            d3.ManifestError, match=r"wanted one of case '0129b' and one for nodule [59] of session [23]"
+        ):
+            read(converted)
+        mask.with_name(other).unlink()
+    mask.write_bytes(content)
+    table.write_text(f"{kept.rstrip()}\n{kept.splitlines()[-1]}\n")
+    with pytest.raises(d3.ManifestError, match=r"row 8: nodule 9 of session 3 is there twice"):
+        read(converted)
+    table.write_text(f"{kept.rstrip()}\n0777a;1;anonymous;4;5;5\n")
+    assert read(converted).passed_over == ("characteristics.csv: case 0777a: no such folder",)
     table.write_text(kept)
     (converted / "data_nrrd/0130a/0130a_ct_scan.nrrd").unlink()
     with pytest.raises(d3.ManifestError, match=r"0130a_ct_scan.nrrd: no such file, the scan of case '0130a'"):

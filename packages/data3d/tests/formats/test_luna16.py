@@ -15,8 +15,10 @@ UIDS = tuple(f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{number}" for number in (1, 2, 
 CENTRE_ZYX = (6, 8, 11)
 """Voxel of the nodule's centre in the canonical scan of 2.5 x 0.75 x 0.5 mm."""
 DIAMETER = 4.5
-BOX = (6, 5, 7, 7, 12, 16)
-"""Voxels whose centres are at most 2.25 mm away: none, 3 and 4 to each side of the centre's."""
+BOX = tuple(np.float32([6.5 - 0.9, 8.5 - 3, 11.5 - 4.5, 6.5 + 0.9, 8.5 + 3, 11.5 + 4.5]).tolist())
+"""0.9, 3 and 4.5 voxels to each side of the centre of the centre's voxel."""
+VOXELS = (6, 5, 7, 7, 12, 16)
+"""Around those whose centres are at most 2.25 mm away: none, 3 and 4 to each side of the centre's."""
 
 
 def lps(scan: Any, voxel_zyx: tuple[int, ...]) -> list[float]:
@@ -59,6 +61,8 @@ def test_nodules_come_out_where_the_world_says_however_a_scan_is_stored(
     assert_planted(store, UIDS[0], scans["plain"], [(0, BOX)])
     assert_planted(store, UIDS[1], scans["flipped"], [(0, BOX)])
     assert_planted(store, UIDS[2], scans["empty"], [])
+    painted = np.argwhere(store[UIDS[1]].read_instance_layers((0, 0, 0), (12, 16, 20))[0] == 1)
+    assert (*painted.min(axis=0), *(painted.max(axis=0) + 1)) == VOXELS
     for uid, diameter in zip(UIDS, (10.0, 3.2), strict=False):  # -1: the diameter of the evaluation script
         truth = store[uid].truth
         assert truth is not None
@@ -124,12 +128,26 @@ def test_rows_of_absent_subsets_are_counted_and_others_refused(
         ([UIDS[0], 1, 2, 3, -1], "row 2: diameter_mm is -1.0, wanted a positive length"),
         ([UIDS[0], 1, 2e9, 3, 4], "row 2: center_ras_mm is .*at most"),
         (["", 1, 2, 3, 4], "row 2: seriesuid is '', wanted a text"),
-        ([UIDS[0], 1, 2, 3], "row 2 has 4 cells, the header has 5"),
+        ([UIDS[0], 1, 2, 3], "row 2: diameter_mm is '', wanted a finite number"),
+        ([UIDS[0], 1, 2, 3, "1_0"], "row 2: diameter_mm is '1_0', wanted a finite number"),
+        ([UIDS[0], 1, 2, 3, 4, "", 5], "row 2 has 7 cells, the header has 5"),
     ],
 )
 def test_bad_rows(challenge: Path, write_rows: Callable[..., Path], row: list[object], message: str) -> None:
     write_rows(challenge / "annotations.csv", [HEADER, row])
     with pytest.raises(d3.ManifestError, match=f"annotations.csv: {message}"):
+        read(challenge)
+
+
+def test_cells_that_are_empty_at_the_end_do_not_count(challenge: Path, write_rows: Callable[..., Path]) -> None:
+    scan_row = [UIDS[0], 1, 2, 20, 3]
+    write_rows(challenge / "annotations.csv", [HEADER, [*scan_row, "", ""]])
+    (found, _) = read(challenge).sources[0].objects or ()
+    assert found.diameter_mm == 3
+    write_rows(challenge / "annotations.csv", [HEADER, scan_row, scan_row])
+    with pytest.raises(
+        d3.ManifestError, match=r"annotations.csv: row 3: the nodule at \[-1.0, -2.0, 20.0\] is there tw"
+    ):
         read(challenge)
 
 

@@ -111,7 +111,9 @@ def test_missing_file_of_a_pair(root: Path, folder: str, what: str) -> None:
     ):
         read_format("msd-pancreas", root)
     if what == "image":
-        assert len(read_format("msd-pancreas", root, partial=True).sources) == 3
+        dataset = read_format("msd-pancreas", root, partial=True)
+        assert len(dataset.sources) == 3
+        assert dataset.passed_over[0] == "imagesTr/pancreas_plain.nii.gz: no such file"
     else:
         with pytest.raises(d3.ManifestError, match="the label of case 'pancreas_plain'"):
             read_format("msd-pancreas", root, partial=True)
@@ -127,7 +129,20 @@ def test_label_outside_the_declared_ones(root: Path, scans: dict[str, Any], tmp_
 def test_images_that_are_not_listed(root: Path, scans: dict[str, Any]) -> None:
     scans["plain"].write(root / "imagesTr" / "pancreas_999.nii.gz")
     dataset = read_format("msd-pancreas", root)
-    assert (len(dataset.sources), dataset.passed_over) == (4, ("imagesTr/pancreas_999.nii.gz",))
+    told = (
+        "imagesTr/pancreas_999.nii.gz: not in dataset.json",
+        "imagesTs/pancreas_002.nii.gz: its labels are not public",
+    )
+    assert (len(dataset.sources), dataset.passed_over) == (4, told)
+    assert read_format("msd-pancreas", root, unlabelled=True).passed_over == told[:1]
+
+
+def test_image_and_label_of_other_cases(root: Path) -> None:
+    content = json.loads((root / "dataset.json").read_text())
+    content["training"][0]["label"] = content["training"][1]["label"]
+    rewrite(root, content)
+    with pytest.raises(d3.ManifestError, match=r"training\[0\]: image is 'pancreas_plain.*, label 'pancreas_flipped"):
+        read_format("msd-pancreas", root)
 
 
 def test_listed_twice(root: Path) -> None:

@@ -94,7 +94,8 @@ def test_yaml_with_numbers_as_keys(root: Path) -> None:
 def test_images_without_labels_are_an_option(root: Path) -> None:
     shutil.rmtree(root / "raw_splitted" / "labelsTs")
     rewrite(root, test_labels=False)
-    assert len(read_format("nndetection", root).sources) == 4
+    dataset = read_format("nndetection", root)
+    assert (len(dataset.sources), dataset.passed_over) == (4, ("imagesTs/test1_0000.nii.gz: no labels",))
     assert read_format("nndetection", root, unlabelled=True).sources[-1].instances == ()
 
 
@@ -123,10 +124,14 @@ def test_numbers_of_mask_and_record_differ(root: Path, scans: dict[str, Any], tm
 
 def test_mask_of_a_case_without_objects_is_empty(root: Path, scans: dict[str, Any], tmp_path: Path) -> None:
     scans["empty"].write(root / "raw_splitted" / "labelsTr" / "empty.nii.gz", scans["plain"].labels())
-    rewrite(root, labels={"0": "one", "1": "two"})
     report = d3.prepare_many(read_format("nndetection", root), tmp_path / "o", d3.PrepareSpec(), workers=0)
     assert list(report.failed) == ["empty"]
-    assert "label 1, wanted one of [0]" in report.failed["empty"]
+    assert "object 1 has no class in instance_classes (2 such objects)" in report.failed["empty"]
+
+
+def test_labels_without_images_are_passed_over(root: Path) -> None:
+    (root / "raw_splitted/labelsTr/z.nii.gz").touch()
+    assert read_format("nndetection", root).passed_over == ("labelsTr/z.nii.gz: no images of it",)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_without_objects_there_are_tissues_only(root: Path, prepare: Callable[..
 
 
 def test_labelled_test_set(root: Path, scans: dict[str, Any]) -> None:
-    assert len(read_format("nnunet", root).sources) == 4
+    dataset = read_format("nnunet", root)
+    assert (len(dataset.sources), dataset.passed_over[0]) == (4, "imagesTs/t_0000.nrrd: no labelsTs")
     assert read_format("nnunet", root, unlabelled=True).sources[-1].semantic is None
     scans["turned"].write(root / "labelsTs" / "t.nrrd", labels_of(scans["turned"]))
     last = read_format("nnunet", root, objects="core").sources[-1]
@@ -92,13 +93,19 @@ def test_version_1(tmp_path: Path, scans: dict[str, Any]) -> None:
     (folder / "dataset.json").write_text(json.dumps(content))
     dataset = read_format("nnunet", tmp_path, objects="core")
     assert (dataset.classes, dataset.sources[0].modality) == (("core",), "CT")
+    content["labels"] = {"0": "background", "1": "core", "2": "core"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(d3.ManifestError, match="label 'core' has the values 1 and 2, wanted one"):
+        read_format("nnunet", tmp_path)
 
 
 def test_label_outside_the_declared_ones(root: Path, scans: dict[str, Any], tmp_path: Path) -> None:
     scans["plain"].write(root / "labelsTr" / "a.nrrd", scans["plain"].labels() * 4)
-    report = d3.prepare_many(read_format("nnunet", root, objects="core"), tmp_path / "o", d3.PrepareSpec(), workers=0)
-    assert list(report.failed) == ["a"]
-    assert "a.nrrd: label 4, wanted one of [0, 1, 2]" in report.failed["a"]
+    for objects in ("core", ""):
+        dataset = read_format("nnunet", root, objects=objects)
+        report = d3.prepare_many(dataset, tmp_path / f"o{objects}", d3.PrepareSpec(), workers=0)
+        assert list(report.failed) == ["a"]
+        assert "a.nrrd: label 4 (2 such labels), wanted 0 or one of [1, 2]" in report.failed["a"]
 
 
 def test_missing_files(root: Path) -> None:
@@ -143,11 +150,10 @@ def test_records_that_cannot_be(root: Path, changes: dict[str, Any], message: st
         read_format("nnunet", root)
 
 
-@pytest.mark.parametrize("objects", ["liver", "background", "core,,edema"])
+@pytest.mark.parametrize("objects", ["liver", "background", "core,,edema", "ignore", "all"])
 def test_objects_that_are_no_labels(root: Path, objects: str) -> None:
-    with pytest.raises(
-        d3.ManifestError, match=r"objects names '.*', wanted labels from background, edema, core, whole"
-    ):
+    rewrite(root, labels={**VERSION_2["labels"], "ignore": 3, "all": [0, 1, 2]})  # type: ignore[dict-item]
+    with pytest.raises(d3.ManifestError, match=r"objects names '.*', wanted labels from edema, core, whole"):
         read_format("nnunet", root, objects=objects)
 
 

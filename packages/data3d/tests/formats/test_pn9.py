@@ -144,10 +144,53 @@ def test_scans_and_lists_that_do_not_agree(release: Path, volumes: dict[str, np.
     with pytest.raises(d3.ManifestError, match=r"no scan of pid 300 of val.txt \(1 such scans\)"):
         read(release)
     dataset = read(release, partial=True)
-    assert dataset.passed_over == ("pid 300 of val.txt: no scan (1 such)",)
+    assert dataset.passed_over == ("pid 300 of val.txt: no scan",)
     (tables / "test.txt").unlink()
     with pytest.raises(d3.ManifestError, match=r"test.txt: not a readable list of pids"):
         read(release)
+
+
+def test_a_scan_without_any_row_is_unlabelled(release: Path, write_rows: Callable[..., Path]) -> None:
+    rows = [HEADER, row(24, "CN", BOX), [300, "CN"] + [0] * 6]
+    write_rows(release / "split_full_with_nodule_9classes/train_anno.csv", rows)
+    dataset = read(release)
+    assert {s.case_id: s.objects is not None for s in dataset.sources} == {
+        "00007": True,
+        "00024": True,
+        "00300": True,
+        "09184": False,
+    }
+    assert dataset.passed_over == ("09184_zoom.npy: no row, taken as unlabelled",)
+    write_rows(release / "split_full_with_nodule_9classes/train_anno.csv", [*rows, rows[1]])
+    with pytest.raises(d3.ManifestError, match=r"train_anno.csv: row 4: the nodule is there twice"):
+        read(release)
+
+
+@pytest.mark.parametrize("box", [(3, 4, 5, 5, 44, 6), (2, 30, 3, 5, 35, 9)])  # 2 x 40 x 1, 3 x 5 x 6
+def test_boxes_are_as_labelled_in_the_case_and_in_samples(
+    release: Path, write_rows: Callable[..., Path], prepare: Callable[..., d3.Store], box: tuple[int, ...]
+) -> None:
+    np.save(release / "full/00024_zoom.npy", np.zeros((1, 8, 48, 12), np.uint8))
+    write_rows(release / "split_full_with_nodule_9classes/train_anno.csv", [HEADER, row(24, "CN", box)])
+    store = prepare(read(release))
+    boxes = store["00024"].boxes
+    assert (boxes[:, 3:] - boxes[:, :3]).tolist() == [[high - low for low, high in zip(box[:3], box[3:], strict=True)]]
+    sampler = d3.PatchSampler((48, 48, 48), object_fraction=1)
+    for sample in d3.PatchDataset(store, sampler, case_ids=["00024"], n_per_epoch=4):
+        np.testing.assert_array_equal(sample["boxes"], boxes - np.tile(sample["start"], 2))
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [((2, 3, 4, 5, 7, 25), "reaches out of the image's array by more"), ((2, 3, 18, 5, 7, 21), None)],
+)
+def test_a_box_that_reaches_out_of_the_scan(
+    release: Path, write_rows: Callable[..., Path], tmp_path: Path, box: tuple[int, ...], message: str | None
+) -> None:
+    write_rows(release / "split_full_with_nodule_9classes/train_anno.csv", [HEADER, row(24, "CN", box)])
+    report = d3.prepare_many(read(release), tmp_path / "out", d3.PrepareSpec(normalisation="none"), workers=0)
+    assert set(report.failed) == ({"00024"} if message else set())
+    assert (message or "") in report.failed.get("00024", "")
 
 
 def test_a_box_outside_of_the_scan_fails_its_case_only(

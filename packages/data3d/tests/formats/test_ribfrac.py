@@ -118,7 +118,7 @@ def test_unknown_column(root: Path, write_rows: Callable[..., Path]) -> None:
         (["RibFrac421", 0, 0], "row 3: label 0 of RibFrac421 is there twice"),
         (["421", 1, 1], "row 3: public_id is '421', wanted RibFrac and a number"),
         (["RibFrac1", 1, 1], "row 3: case 'RibFrac1' is in ribfrac-train-info-1.csv too"),
-        (["RibFrac421", 1], "row 3 has 2 cells, the header has 3"),
+        (["RibFrac421", 1], "row 3: label_code is '', wanted a finite number"),
     ],
 )
 def test_rows_that_cannot_be(root: Path, row: list[Any], message: str, write_rows: Callable[..., Path]) -> None:
@@ -131,7 +131,9 @@ def test_images_not_downloaded(root: Path) -> None:
     place_of(root, "RibFrac2-image.nii.gz").unlink()
     with pytest.raises(d3.ManifestError, match=r"RibFrac2-image.nii.gz: no such file, .*\(1 such cases\)"):
         read_format("ribfrac", root)
-    assert len(read_format("ribfrac", root, partial=True).sources) == 4
+    dataset = read_format("ribfrac", root, partial=True)
+    assert len(dataset.sources) == 4
+    assert dataset.passed_over == ("RibFrac2: no image", "RibFrac501: its labels are not public")
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -156,7 +158,7 @@ def test_mask_of_a_case_without_objects_is_empty(root: Path, scans: dict[str, An
     scans["empty"].write(place_of(root, "RibFrac421-label.nii.gz"), scans["plain"].labels())
     report = d3.prepare_many(read_format("ribfrac", root), tmp_path / "out", d3.PrepareSpec(), workers=0)
     assert list(report.failed) == ["RibFrac421"]
-    assert "label 1, wanted one of [0]" in report.failed["RibFrac421"]
+    assert "object 1 has no class in instance_classes (2 such objects)" in report.failed["RibFrac421"]
 
 
 def test_label_that_no_table_has(root: Path, scans: dict[str, Any]) -> None:

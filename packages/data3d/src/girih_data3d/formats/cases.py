@@ -1,6 +1,6 @@
 """Checks that all formats share when names and tables become the cases of a dataset."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ from girih_data3d.manifest import CASE_ID, MAX_CASE_ID_BYTES, CaseSource, Datase
 def make_source(where: str, case_id: str, images: tuple[Path, ...], **fields: Any) -> CaseSource:
     """Return a case; `where` (a file, or file and row) begins the message if it cannot be.
 
+    Paint "none", as options spell it, is no paint.
+
     Raises:
         ManifestError: an id that cannot name a folder, or fields that contradict each other.
     """
     if not CASE_ID.fullmatch(case_id) or len(case_id.encode(errors="replace")) > MAX_CASE_ID_BYTES:
         limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
         raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder ({limit}, no separators)")
+    if fields.get("paint") == "none":
+        fields["paint"] = None
     try:
         return CaseSource(case_id, images, **fields)
     except ValueError as error:
@@ -27,6 +31,9 @@ def make_dataset(
     where: Path, name: str, classes: Iterable[str], sources: Iterable[CaseSource], passed_over: Iterable[str] = ()
 ) -> Dataset:
     """Return a dataset of at least one case, every case and class once.
+
+    `passed_over` has an entry for each thing in the folder that could be a case, or part of one, and is in none: its
+    name, a colon, and why.
 
     Raises:
         ManifestError: no case, a case id twice (letters' case does not count: some file systems ignore it), or a class
@@ -47,19 +54,17 @@ def make_dataset(
     return dataset
 
 
-def refuse_missing(where: Path, what: str, wanted: Mapping[str, str], there: Collection[str]) -> None:
+def refuse_missing(where: Path, what: str, missing: Mapping[str, str]) -> None:
     """Refuse files of pairs whose other file is missing.
 
     Args:
         where: the folder in which they should lie.
         what: what each of them is, such as "label".
-        wanted: case id -> name of the file.
-        there: names of the files that are there.
+        missing: case id -> name of the file.
 
     Raises:
         ManifestError: some are missing; the message names the first and their number.
     """
-    missing = [(case_id, name) for case_id, name in wanted.items() if name not in there]
     if missing:
-        case_id, name = missing[0]
+        case_id, name = next(iter(missing.items()))
         raise ManifestError(f"{where / name}: no such file, the {what} of case {case_id!r} ({len(missing)} such cases)")

@@ -1,7 +1,7 @@
 """D08, CTA-A (Bo et al. 2021): CT angiography of the head with masks of intracranial aneurysms."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
@@ -35,48 +35,51 @@ def read(folder: Path, *, external: bool = False, min_voxels: int = 3, other_val
 
     The table is a CSV file with the columns subset, id, cta_img_file, aneurysm_seg_file (paths from its folder), as
     the authors' code takes it. Without one: every scan file in a folder whose name speaks of masks (mask, label, seg,
-    ane) belongs to the image of the same name in a folder whose name does not; Tr... is part "train", Ts... "test"
-    (same hospitals), Ext... "external". Objects are the 26-connected components of the masks.
+    ane), and that has no such folder in it, belongs to the image of the same name in a folder whose name does not;
+    Tr... is part "train", Ts... "test" (same hospitals), Ext... "external". Objects are the 26-connected components of
+    the masks.
 
     Args:
         folder: that holds the table, or the folders of images and masks.
         external: also the part "external", of other hospitals, which the paper leaves out.
         min_voxels: smaller components are dropped.
-        other_values: take mask values above 1 for aneurysms too, as the authors' code does; otherwise a case that has
-            them fails.
+        other_values: take mask values above 1 for aneurysms too, as the authors' code does, and those that touch for
+            one; otherwise a case that has them fails.
 
     Raises:
-        ManifestError: neither table nor folders, an unknown subset or file name, a case twice, or a file of a pair is
-            missing.
+        ManifestError: neither table nor folders, an unknown subset or file name, a case twice, a path that leaves the
+            folder, one file as image and mask, or a file of a pair is missing.
     """
     root = find_root(folder, _is_root, "a .csv table of images and masks, or folders of images and of masks")
     tables = [name for name in root.files if name.lower().endswith(".csv")]
     if len(tables) > 1:
         raise ManifestError(f"{root.folder}: {len(tables)} tables ({', '.join(tables)}), wanted one")
     found = _from_table(root.folder / tables[0]) if tables else _from_folders(root)
-    values = range(1, 256) if other_values else (1,)
-    sources = [
-        _case(*case, dict.fromkeys(values, 0), min_voxels) for case in found if external or case[3] != "external"
-    ]
-    return make_dataset(root.folder, NAME, (CLASS,), sources)
+    values = tuple(range(1, 256)) if other_values else (1,)
+    sources = [_case(*case, values, min_voxels) for case in found if external or case[3] != "external"]
+    passed_over = [f"{case_id}: external" for case_id, *_, part in found if part == "external" and not external]
+    return make_dataset(root.folder, NAME, (CLASS,), sources, passed_over)
 
 
 Case = tuple[str, Path, Path, str]
 """Its id, image, mask and part."""
 
 
-def _case(case_id: str, image: Path, mask: Path, part: str, values: dict[int, int], min_voxels: int) -> CaseSource:
-    rule = Components((mask,), values, min_voxels=min_voxels, known=())
+def _case(case_id: str, image: Path, mask: Path, part: str, values: tuple[int, ...], min_voxels: int) -> CaseSource:
+    rule = Components(mask, ((0, values),), min_voxels, known=())
     return make_source(str(image), case_id, (image,), rule=rule, modality="CT", part=part)
 
 
 def _is_root(listing: Listing) -> bool:
     """Return whether a table lies here, or a folder of masks, here or one folder deeper."""
-    return (
-        any(name.lower().endswith(".csv") for name in listing.files)
-        or any(map(MASKS.search, listing.folders))
-        or any(any(map(MASKS.search, list_folder(listing.folder / name).folders)) for name in listing.folders)
-    )
+    if any(name.lower().endswith(".csv") for name in listing.files):
+        return True
+    inside = [list_folder(listing.folder / name) for name in listing.folders]
+    return any(map(_is_of_masks, inside)) or any(any(map(MASKS.search, inner.folders)) for inner in inside)
+
+
+def _is_of_masks(listing: Listing) -> bool:
+    return MASKS.search(listing.folder.name) is not None and not any(map(MASKS.search, listing.folders))
 
 
 def _from_table(path: Path) -> list[Case]:
@@ -88,12 +91,17 @@ def _from_table(path: Path) -> list[Case]:
             raise ManifestError(f"{row.where}: subset is {subset!r}, wanted one of {', '.join(SUBSETS)}, external")
         files = []
         for column in ("cta_img_file", "aneurysm_seg_file"):
-            file = path.parent / row.text(column).replace("\\", "/")
+            name = PurePosixPath(row.text(column).replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts:
+                raise ManifestError(f"{row.where}: {column} is {row[column]!r}, wanted a path inside {path.parent}")
+            file = path.parent / name
             if file.parent not in there:
                 there[file.parent] = list_folder(file.parent).names if file.parent.is_dir() else frozenset()
             if file.name not in there[file.parent]:
                 raise ManifestError(f"{row.where}: {column} is {row[column]!r}: no such file")
             files.append(file)
+        if files[0] == files[1]:
+            raise ManifestError(f"{row.where}: {row['cta_img_file']!r} is both image and mask, wanted two files")
         cases.append((row.text("id"), files[0], files[1], SUBSETS.get(subset, "external")))
     return cases
 
@@ -102,12 +110,8 @@ def _from_folders(root: Listing) -> list[Case]:
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
     _collect(root, DEPTH, False, images, masks)
-    refuse_missing(
-        root.folder, "mask", {case_id: path.name for case_id, path in images.items() if case_id not in masks}, ()
-    )
-    refuse_missing(
-        root.folder, "image", {case_id: path.name for case_id, path in masks.items() if case_id not in images}, ()
-    )
+    refuse_missing(root.folder, "mask", {c: path.name for c, path in images.items() if c not in masks})
+    refuse_missing(root.folder, "image", {c: path.name for c, path in masks.items() if c not in images})
     return [(case_id, path, masks[case_id], _part(path)) for case_id, path in sorted(images.items())]
 
 
@@ -122,7 +126,7 @@ def _collect(here: Listing, depth: int, of_masks: bool, images: dict[str, Path],
                 )
     for name in here.folders if depth else ():
         inside = list_folder(here.folder / name)
-        _collect(inside, depth - 1, of_masks or MASKS.search(name) is not None, images, masks)
+        _collect(inside, depth - 1, of_masks or _is_of_masks(inside), images, masks)
 
 
 def _part(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
+from girih_data3d.formats.dicom_series import dicom_files, list_series
 from girih_data3d.formats.dicom_tags import (
     IMAGE_ORIENTATION,
     IMAGE_POSITION,
@@ -19,7 +20,7 @@ from girih_data3d.formats.dicom_tags import (
     read_tags,
 )
 from girih_data3d.formats.format import Counts, Format
-from girih_data3d.formats.listing import Listing, find_root, list_folder
+from girih_data3d.formats.listing import Listing, find_file, find_root
 from girih_data3d.formats.spreadsheet import read_xlsx
 from girih_data3d.formats.table import Row
 from girih_data3d.manifest import Dataset
@@ -29,11 +30,12 @@ NAME = "duke-breast"
 PATIENT = re.compile(r"Breast_MRI_\d{3}")
 BOXES, MAPPING = "Annotation_Boxes.xlsx", "Breast-Cancer-MRI-filepath_filename-mapping.xlsx"
 TABLE_FOLDERS = (".", "..", "metadata", "../metadata")
+IN_SLICE = ("row", "column")
 BOX_COLUMNS: Mapping[str, Sequence[str]] = {
     "patient": ("Patient ID", "PatientID"),
     **{
         f"{end} {axis}": (f"{axis} {end}", f"{end} {axis} index")
-        for axis in ("slice", "row", "column")
+        for axis in ("slice", *IN_SLICE)
         for end in ("start", "end")
     },
 }
@@ -57,8 +59,9 @@ def read(
 
     Which series is which sequence stands in Breast-Cancer-MRI-filepath_filename-mapping.xlsx (reading its 770,000 rows
     takes a minute or more); without it, series are chosen by their descriptions, and patients for whom that is not
-    clear are passed over. Rows, columns and slices of a box count from 1, both ends inside; slices are those of the
-    first sequence in order of InstanceNumber, which may run against the patient's z axis: then they are turned round.
+    clear are passed over. Rows, columns and slices of a box count from 1, both ends inside; a slice is the one of the
+    first sequence with that InstanceNumber. The numbers may run against the patient's z axis, and begin above 1 where
+    slices are missing at an end.
     Patients without a row or without one of the sequences are passed over. The paper leaves out 11 of the 922 patients
     and does not say which.
 
@@ -68,12 +71,15 @@ def read(
         paint: masks made of the boxes; "none" for a detector that needs none.
 
     Raises:
-        ManifestError: no patients, no table, a row that cannot be, a box outside of its series, two series of one
-            sequence, or slices without number or position.
+        ManifestError: no patients, no table, a row that cannot be, a box on slices that its series does not have, two
+            series of one sequence, or slices without position, or whose numbers leave gaps.
     """
     wanted = _sequences(sequences)
     root = find_root(folder, lambda at: bool(_patients(at)), "folders Breast_MRI_001, ...")
-    boxes = _boxes(_find_table(root, BOXES))
+    table = find_file(root.folder, BOXES, TABLE_FOLDERS)
+    if table is None:
+        raise ManifestError(f"{root.folder / BOXES}: no such file, also not in the folder above or in metadata")
+    boxes = _boxes(table)
     names = _names(root)
     passed_over: list[str] = []
     sources = []
@@ -81,7 +87,7 @@ def read(
         if patient not in boxes:
             passed_over.append(f"{patient}: no row in {BOXES}")
             continue
-        all_series = [list_folder(path) for path in _series(root.folder / patient)]
+        all_series = list(list_series(root.folder / patient))
         found = _by_description(all_series) if names is None else _by_name(all_series, names[patient])
         chosen = [_only(patient, sequence, found.get(sequence, [])) for sequence in wanted]
         images = [series for series in chosen if series is not None]
@@ -89,14 +95,14 @@ def read(
             lost = wanted[chosen.index(None)]
             passed_over.append(f"{patient}: no series of sequence {lost} among {len(all_series)}")
             continue
-        count, against_z, uid = _slices(images[0])
+        numbers, uid = _slices(images[0])
         sources.append(
             make_source(
                 str(images[0].folder),
                 patient,
                 tuple(series.folder for series in images),
-                objects=tuple(_label(row, count, against_z=against_z) for row in boxes[patient]),
-                paint=None if paint == "none" else paint,
+                objects=tuple(_label(row, numbers) for row in boxes[patient]),
+                paint=paint,
                 patient_id=patient,
                 modality="MR",
                 series_uid=uid or None,
@@ -144,18 +150,6 @@ def _patients(at: Listing) -> list[str]:
     return [name for name in at.folders if PATIENT.fullmatch(name)]
 
 
-def _series(patient: Path) -> Iterator[Path]:
-    for study in list_folder(patient).folders:
-        yield from (patient / study / name for name in list_folder(patient / study).folders)
-
-
-def _find_table(root: Listing, name: str) -> Path:
-    found = next((path for at in TABLE_FOLDERS if (path := root.folder / at / name).is_file()), None)
-    if found is None:
-        raise ManifestError(f"{root.folder / name}: no such file, also not in the folder above or in metadata")
-    return found
-
-
 def _boxes(path: Path) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in read_xlsx(path, BOX_COLUMNS, max_bytes=MAX_BOXES_BYTES):
@@ -168,7 +162,7 @@ def _boxes(path: Path) -> dict[str, list[Row]]:
 
 def _names(root: Listing) -> dict[str, dict[str, set[str]]] | None:
     """Return patient -> sequence -> names that the folder of the series may have; None without the mapping."""
-    path = next((path for at in TABLE_FOLDERS if (path := root.folder / at / MAPPING).is_file()), None)
+    path = find_file(root.folder, MAPPING, TABLE_FOLDERS)
     if path is None:
         return None
     names: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -184,20 +178,24 @@ def _names(root: Listing) -> dict[str, dict[str, set[str]]] | None:
 
 
 def _by_name(all_series: Sequence[Listing], names: Mapping[str, set[str]]) -> dict[str, list[Listing]]:
-    """Return the series of each sequence whose folder has one of its names, or else ends like one of them."""
+    """Return the series of each sequence whose folder has one of its names, or else one after a dash or the like.
+
+    A dot is none: 9.1.2 is another UID than 1.2.
+    """
     found = {}
     for sequence, wanted in names.items():
         equal = [series for series in all_series if series.folder.name in wanted]
-        found[sequence] = equal or [series for series in all_series if series.folder.name.endswith(tuple(wanted))]
+        ends = tuple(f"{dash}{name}" for name in wanted for dash in "-_ ")
+        found[sequence] = equal or [series for series in all_series if series.folder.name.endswith(ends)]
     return found
 
 
 def _by_description(all_series: Sequence[Listing]) -> dict[str, list[Listing]]:
     found: dict[str, list[Listing]] = defaultdict(list)
     for series in all_series:
-        slices = _dicom_files(series)
+        slices = dicom_files(series)
         if slices:
-            text = read_tags(series.folder / slices[0], SERIES_DESCRIPTION)[SERIES_DESCRIPTION].lower()
+            text = read_tags(slices[0], SERIES_DESCRIPTION)[SERIES_DESCRIPTION].lower()
             if DYNAMIC.search(text) and not NO_SEQUENCE.search(text):
                 numbered = PASS.search(text) or PHASE.search(text)
                 sequence = f"post{numbered[1]}" if numbered else "pre" if PRE.search(text) else ""
@@ -212,42 +210,46 @@ def _only(patient: str, sequence: str, series: Sequence[Listing]) -> Listing | N
     return series[0] if series else None
 
 
-def _slices(series: Listing) -> tuple[int, bool, str]:
-    """Return how many slices a series has, whether their numbers rise against the order they are read in, and its UID.
+def _slices(series: Listing) -> tuple[range, str]:
+    """Return the InstanceNumbers of a series' slices in the order they are read in, and its UID.
 
     Slices are read in order of their positions along the normal, the product of the directions of row and column.
     """
-    names = _dicom_files(series)
-    if len(names) < 2:
-        raise ManifestError(f"{series.folder}: {len(names)} .dcm files, wanted a series of slices")
+    files = dicom_files(series)
+    if len(files) < 2:
+        raise ManifestError(f"{series.folder}: {len(files)} .dcm files, wanted a series of slices")
     tags = (INSTANCE_NUMBER, IMAGE_POSITION, IMAGE_ORIENTATION, SERIES_UID)
-    first, last = (read_tags(series.folder / name, *tags) for name in (names[0], names[-1]))
+    ends = [read_tags(path, *tags) for path in (files[0], files[-1])]
     try:
-        rise = int(last[INSTANCE_NUMBER]) - int(first[INSTANCE_NUMBER])
-        axes = np.array(first[IMAGE_ORIENTATION].split("\\"), np.float64).reshape(2, 3)
-        ends = np.array([tag[IMAGE_POSITION].split("\\") for tag in (first, last)], np.float64).reshape(2, 3)
+        numbers = [int(end[INSTANCE_NUMBER]) for end in ends]
+        if abs(numbers[1] - numbers[0]) + 1 != len(files):  # names are no help
+            ends = sorted((read_tags(path, *tags) for path in files), key=lambda end: int(end[INSTANCE_NUMBER]))
+            numbers = [int(end[INSTANCE_NUMBER]) for end in ends]
+        axes = np.array(ends[0][IMAGE_ORIENTATION].split("\\"), np.float64).reshape(2, 3)
+        places = np.array([end[IMAGE_POSITION].split("\\") for end in (ends[0], ends[-1])], np.float64).reshape(2, 3)
     except ValueError as error:
         raise ManifestError(
-            f"{series.folder / names[0]}, or {names[-1]}: no InstanceNumber, Image Position or Image Orientation "
-            "(Patient) in numbers"
+            f"{series.folder}: slices without InstanceNumber, Image Position or Image Orientation (Patient) in numbers"
         ) from error
-    way = float(np.cross(axes[0], axes[1]) @ (ends[1] - ends[0])) * rise
-    if way == 0:
-        raise ManifestError(f"{series.folder}: {names[0]} and {names[-1]} have one InstanceNumber or position")
-    return len(names), way < 0, first[SERIES_UID]
+    lowest, highest = min(numbers), max(numbers)
+    if highest - lowest + 1 != len(files):
+        raise ManifestError(
+            f"{series.folder}: {len(files)} slices with InstanceNumbers from {lowest} to {highest}, wanted one of each"
+        )
+    rise = float(np.cross(axes[0], axes[1]) @ (places[1] - places[0])) * (numbers[-1] - numbers[0])
+    if rise == 0:
+        raise ManifestError(f"{series.folder}: its first and last slice have one position")
+    in_order = range(lowest, highest + 1)
+    return in_order if rise > 0 else in_order[::-1], ends[0][SERIES_UID]
 
 
-def _dicom_files(series: Listing) -> list[str]:
-    return [name for name in series.files if name.lower().endswith(".dcm")]
-
-
-def _label(row: Row, count: int, *, against_z: bool) -> ObjectLabel:
-    low = [row.whole(f"start {axis}", 1) - 1 for axis in ("slice", "row", "column")]
-    high = [row.whole(f"end {axis}", 1) for axis in ("slice", "row", "column")]
-    if high[0] > count:
-        raise ManifestError(f"{row.where}: end slice is {high[0]}, but the series has {count} slices")
-    if against_z:
-        low[0], high[0] = count - high[0], count - low[0]
+def _label(row: Row, numbers: range) -> ObjectLabel:
+    first, last = row.whole("start slice", 1), row.whole("end slice", 1)
+    if not min(numbers) <= first <= last <= max(numbers):
+        there = f"{min(numbers)} to {max(numbers)}"
+        raise ManifestError(f"{row.where}: slices {first} to {last}, wanted rising ones of the series' {there}")
+    low = min(numbers.index(first), numbers.index(last)), *(row.whole(f"start {axis}", 1) - 1 for axis in IN_SLICE)
+    high = max(numbers.index(first), numbers.index(last)) + 1, *(row.whole(f"end {axis}", 1) for axis in IN_SLICE)
     try:
         return ObjectLabel(0, box_zyx=(*low, *high))
     except ValueError as error:

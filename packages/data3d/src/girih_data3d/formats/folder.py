@@ -1,5 +1,6 @@
 """A plain folder: scans and label files that belong together by their names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +32,8 @@ def read(
     """Read `images/a.nii.gz` with `labels/a.nii.gz`, or `a_ct.nii.gz` beside `a_seg.nii.gz`.
 
     A case is a scan file, in any readable format, or a folder of a DICOM series, in the folder of images; its id is the
-    file's name without ending and `image_suffix`. Its label file has the same name, then `label_suffix`. Other datasets
-    than these can be given by a dataset.json.
+    file's name without ending and `image_suffix`. Its label file has the same name, then `label_suffix`. Files that are
+    no scans are passed over. Other datasets than these can be given by a dataset.json.
 
     Args:
         folder: that holds the folders of images and labels.
@@ -44,12 +45,13 @@ def read(
             and objects are 26-connected components; "semantic": tissues, no objects.
         classes: names, separated by commas, of the classes of objects.
         min_voxels: smaller components are dropped, for kind classes.
-        missing: what a scan without label file is: refused, "unlabelled", or "empty", known to hold no object.
+        missing: what a scan without label file is: refused, "unlabelled", or "empty", known to hold no object; not if
+            there is one in a format that cannot be read.
         modality: of all scans, such as CT.
 
     Raises:
-        ManifestError: another layout, a label file without scan, a scan without label file, two scans of one name, or
-            several classes of instances.
+        ManifestError: another layout, a label file without scan, a scan without label file or with one in another
+            format, two scans of one name, or several classes of instances.
     """
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     if kind == "instances" and len(names) != 1:
@@ -67,12 +69,21 @@ def read(
 
     root = find_root(folder, is_root, f"{_shown(images)} and {_shown(labels)}", inner=(images, labels)).folder
     mixed = images == labels
-    scans = _named(root / images, image_suffix, other=label_suffix if mixed else None, series=not mixed)
-    masks = _named(root / labels, label_suffix, other=image_suffix if mixed else None, series=False)
+    here = list_folder(root / images)
+    there = here if mixed else list_folder(root / labels)
+    series = () if mixed else [name for name in here.folders if images != "." or name != labels]
+    scans = _named(here, image_suffix, other=label_suffix if mixed else None, series=series)
+    masks = _named(there, label_suffix, other=image_suffix if mixed else None)
     for name, path in masks.items():
         if name not in scans:
             raise ManifestError(f"{path}: a label file without a scan named {name + image_suffix}")
     lost = sorted(set(scans) - set(masks))
+    unread = [file for file in there.files if not is_scan(Path(file))]
+    beginnings = {file[:end]: file for file in unread for end, character in enumerate(file) if character == "."}
+    for name in lost:
+        if name + label_suffix in beginnings:
+            file = there.folder / beginnings[name + label_suffix]
+            raise ManifestError(f"{file}: the label file of {scans[name].name}, in a format that cannot be read")
     if lost and missing == "refuse":
         raise ManifestError(
             f"{scans[lost[0]]}: no label file named {lost[0] + label_suffix} in {root / labels} ({len(lost)} such "
@@ -82,21 +93,24 @@ def read(
         _case(name, path, masks.get(name), kind, len(names), min_voxels, missing, modality)
         for name, path in sorted(scans.items())
     ]
-    return make_dataset(root, root.resolve().name, names if kind != "semantic" else (), sources)
+    passed_over = [f"{labels}/{file}: no scan" for file in unread]
+    if not mixed:
+        passed_over += [f"{images}/{file}: no scan" for file in here.files if not is_scan(Path(file))]
+    return make_dataset(root, root.resolve().name, names if kind != "semantic" else (), sources, passed_over)
 
 
 def _shown(name: str) -> str:
     return "scan files" if name == "." else f"a folder {name}"
 
 
-def _named(folder: Path, suffix: str, *, other: str | None, series: bool) -> dict[str, Path]:
-    """Return scan files, and folders if they are series, by their names without ending and suffix.
+def _named(listing: Listing, suffix: str, *, other: str | None, series: Sequence[str] = ()) -> dict[str, Path]:
+    """Return scan files, and folders of series, by their names without ending and suffix.
 
-    `other` is the suffix of what lies among them and is passed over; None: nothing does.
+    `other` is the suffix of what lies among them and is none of them; None: nothing does.
     """
-    listing = list_folder(folder)
+    folder = listing.folder
     named = [(scan_name(Path(file)), file) for file in listing.files if is_scan(Path(file))]
-    named += [(name, name) for name in listing.folders] if series else []
+    named += [(name, name) for name in series]
     found: dict[str, Path] = {}
     for name, file in named:
         ours = name.endswith(suffix)
@@ -114,17 +128,19 @@ def _named(folder: Path, suffix: str, *, other: str | None, series: bool) -> dic
 def _case(
     name: str, image: Path, mask: Path | None, kind: Kind, classes: int, min_voxels: int, missing: str, modality: str
 ) -> CaseSource:
-    components = kind == "classes" and mask is not None
+    values = tuple(range(1, classes + 1)) if kind == "classes" else None
+    rule = None
+    if values and mask is not None:
+        rule = Components(mask, tuple((value - 1, (value,)) for value in values), min_voxels)
     return make_source(
         str(image),
         name,
         (image,),
         instances=(mask,) if kind == "instances" and mask is not None else (),
-        rule=Components((mask,), {k + 1: k for k in range(classes)}, min_voxels=min_voxels, known=())
-        if components and mask is not None
-        else None,
+        rule=rule,
         objects=() if mask is None and missing == "empty" and kind != "semantic" else None,
         semantic=mask if kind in ("semantic", "classes") else None,
+        semantic_values=values,
         modality=modality or None,
     )
 

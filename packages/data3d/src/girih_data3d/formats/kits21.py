@@ -1,6 +1,7 @@
 """D03, KiTS21: CT with masks of every kidney, tumour and cyst by three annotators."""
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +14,11 @@ from girih_data3d.object_rules import Components, ObjectRule, Votes
 
 NAME = "kits21"
 CLASSES = ("tumor", "cyst")
-KIDNEY, VALUES = 1, {2: 0, 3: 1}
-"""Values in aggregated_MAJ_seg.nii.gz: of the kidney, and of the classes."""
+KIDNEY, TUMOR, CYST = 1, 2, 3
+"""Values in aggregated_MAJ_seg.nii.gz."""
 IMAGE, MAJORITY = "imaging.nii.gz", "aggregated_MAJ_seg.nii.gz"
 CASE = re.compile(r"case_\d{5}")
-MASK = re.compile(r"(tumor|cyst)_instance-(\d+)_annotation-(\d+)\.nii\.gz")
+MASK = re.compile(r"(kidney|tumor|cyst)_instance-(\d+)_annotation-(\d+)\.nii\.gz")
 ANNOTATORS = {1, 2, 3}
 
 
@@ -30,7 +31,8 @@ def read(
 ) -> Dataset:
     """Read `case_00000/{imaging.nii.gz, aggregated_MAJ_seg.nii.gz, segmentations}`, whatever the axes of the files.
 
-    Semantic labels are the majority vote: 1 kidney, 2 tumour, 3 cyst. There is no official split.
+    Semantic labels are the majority vote: 1 kidney, 2 tumour, 3 cyst. There is no official split. A case without masks
+    of single tumours or cysts has none of them, which its majority vote has to confirm.
 
     Args:
         folder: `data` of the challenge's repository, or the repository itself.
@@ -42,21 +44,24 @@ def read(
         partial: leave out cases without imaging.nii.gz, which is downloaded apart from the masks.
 
     Raises:
-        ManifestError: no cases, a case without image or majority vote, or an object without all three annotations.
+        ManifestError: no cases, a case without image or majority vote, an object without all three annotations, or a
+            file among them with a name that is none of theirs.
     """
     root = find_root(_data(folder), _is_root, "folders case_00000, ...")
     sources = []
+    passed_over = []
     for name in root.folders:
         if CASE.fullmatch(name) is None:
             continue
         case = list_folder(root.folder / name)
         if partial and IMAGE not in case.files:
+            passed_over.append(f"{name}: no {IMAGE}")
             continue
         for wanted, hint in ((IMAGE, "; the challenge's get_imaging downloads it"), (MAJORITY, "")):
             if wanted not in case.files:
                 raise ManifestError(f"{case.folder / wanted}: no such file, of case {name!r}{hint}")
         sources.append(_case(case, objects, min_voxels))
-    return make_dataset(root.folder, NAME, CLASSES, sources)
+    return make_dataset(root.folder, NAME, CLASSES, sources, passed_over)
 
 
 def _is_root(listing: Listing) -> bool:
@@ -71,13 +76,15 @@ def _data(folder: Path) -> Path:
 
 def _case(case: Listing, objects: str, min_voxels: int) -> CaseSource:
     majority = case.folder / MAJORITY
-    rule: ObjectRule = (
-        _votes(case)
-        if objects == "instances"
-        else Components((majority,), VALUES, min_voxels=min_voxels, known=(KIDNEY,))
-    )
+    rule: ObjectRule = Components(majority, ((0, (TUMOR,)), (1, (CYST,))), min_voxels)
+    known: tuple[int, ...] = (KIDNEY, TUMOR, CYST)
+    if objects == "instances":
+        rule = votes = _votes(case)
+        known = known if votes.objects else (KIDNEY,)
     image = case.folder / IMAGE
-    return make_source(str(image), case.folder.name, (image,), rule=rule, semantic=majority, modality="CT")
+    return make_source(
+        str(image), case.folder.name, (image,), rule=rule, semantic=majority, semantic_values=known, modality="CT"
+    )
 
 
 def _votes(case: Listing) -> Votes:
@@ -91,7 +98,12 @@ def _votes(case: Listing) -> Votes:
     found: dict[tuple[int, int], dict[int, Path]] = {}
     for name in masks.files:
         match = MASK.fullmatch(name)
-        if match is not None:
+        if match is None:
+            raise ManifestError(
+                f"{masks.folder / name}: wanted {{kidney, tumor, cyst}}_instance-i_annotation-j.nii.gz; "
+                f"found {reprlib.repr(list(masks.files))}"
+            )
+        if match[1] in CLASSES:
             place = CLASSES.index(match[1]), int(match[2])
             found.setdefault(place, {})[int(match[3])] = masks.folder / name
     for (index, number), files in found.items():

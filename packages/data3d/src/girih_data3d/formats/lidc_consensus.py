@@ -7,16 +7,17 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from girih_data3d.affine import world_to_voxel
 from girih_data3d.errors import ManifestError, ScanError
+from girih_data3d.formats.dicom_series import dicom_files
 from girih_data3d.formats.dicom_tags import IMAGE_POSITION, SOP_UID, read_tags
 from girih_data3d.formats.lidc_xml import Mark, Outline, read_readings
+from girih_data3d.formats.listing import list_folder
 from girih_data3d.formats.outlines import fill_outline
 from girih_data3d.instances import Mask as VoxelMask
-from girih_data3d.instances import find_windows
-from girih_data3d.object_rules import FoundObjects
+from girih_data3d.object_rules import FoundObjects, tight, vote
 from girih_data3d.resampling import Number
 from girih_data3d.scan import read_labels
 
@@ -47,9 +48,9 @@ class Drawing:
         box: np.ndarray = np.array([self.slices[drawn].min(), *low, self.slices[drawn].max() + 1, *high])
         return box
 
-    def mask(self, *, with_outline: bool = False) -> VoxelMask:
+    def mask(self) -> VoxelMask:
         """Return the voxels of the mark: all that is outlined, then all holes cut out, whatever their order."""
-        filled = [fill_outline(outline.points_xy, with_outline=with_outline) for outline in self.outlines]
+        filled = [fill_outline(outline.points_xy) for outline in self.outlines]
         low = np.array([[z, y, x] for z, ((x, y), _) in zip(self.slices.tolist(), filled, strict=True)])
         high = low + [[1, *inside.shape] for _, inside in filled]
         start, stop = low.min(axis=0), high.max(axis=0)
@@ -82,23 +83,6 @@ def group_drawings(drawings: Sequence[Drawing]) -> list[list[int]]:
         for k in other:
             groups[k] = one
     return [sorted(group) for k, group in enumerate(groups) if k == min(group)]
-
-
-def vote(masks: Sequence[VoxelMask], voters: int, min_share: Number) -> VoxelMask | None:
-    """Return the voxels that at least `min_share` of the voters hold; None if there is none.
-
-    Args:
-        masks: one per voter who marked the object.
-        voters: all who looked; those without a mask hold no voxel.
-        min_share: above 0.
-    """
-    start = np.min([[s.start for s in window] for window, _ in masks], axis=0)
-    stop = np.max([[s.stop for s in window] for window, _ in masks], axis=0)
-    held = np.zeros(stop - start, np.int64)
-    for window, inside in masks:
-        held[tuple(slice(s.start - at, s.stop - at) for s, at in zip(window, start.tolist(), strict=True))] += inside
-    agreed = held / voters >= min_share
-    return _tight(agreed, start)
 
 
 def malignancy_class(ratings: Sequence[int | None], pad: Pad) -> int:
@@ -135,19 +119,16 @@ class LidcConsensus:
     series: Path | None = None
     """Folder of the DICOM series; None (the scan is another file): slices are found by z alone."""
     min_share: Number = 0.5
-    readers: int = READERS
-    """Those who made no mark of a nodule count as empty masks."""
+    """Of four readers, or of as many as there are sessions: those who made no mark count as empty masks."""
     min_readers: int = 1
     """Nodules that fewer readers marked are dropped."""
     malignancy_pad: Pad = "zeros"
     """See `malignancy_class`."""
     classes: Classes = "malignancy"
     """By "malignancy" 0 is benign and 1 malignant; by "nodule" all are 0."""
-    with_outline: bool = False
-    """Count the pixels of the line itself as nodule."""
 
     def __post_init__(self) -> None:
-        _check_votes(self.min_share, self.min_readers, self.readers)
+        _check_votes(self.min_share, self.min_readers)
 
     def find(self, scan: xr.DataArray) -> FoundObjects:
         """Return the nodules in order of their first mark.
@@ -164,8 +145,7 @@ class LidcConsensus:
         masks: list[VoxelMask] = []
         classes: list[int] = []
         for group in kept:
-            marked = [drawings[k].mask(with_outline=self.with_outline) for k in group]
-            agreed = vote(marked, max(self.readers, readings.readers), self.min_share)
+            agreed = vote([drawings[k].mask() for k in group], max(READERS, readings.readers), self.min_share)
             if agreed is not None:
                 masks.append(_canonical(agreed, scan))
                 classes.append(self._class_of([outlined[k] for k in group]))
@@ -200,11 +180,10 @@ class LidcMasks:
     nodules: tuple[tuple[int, tuple[tuple[Path, ...], ...]], ...]
     """Of each nodule the index of its class and, of each reader who marked it, the mask files, which are united."""
     min_share: Number = 0.5
-    readers: int = READERS
     min_readers: int = 1
 
     def __post_init__(self) -> None:
-        _check_votes(self.min_share, self.min_readers, self.readers)
+        _check_votes(self.min_share, self.min_readers)
 
     def find(self, scan: xr.DataArray) -> FoundObjects:
         """Return the nodules in the order given.
@@ -217,7 +196,7 @@ class LidcMasks:
         classes: list[int] = []
         for index, readers in kept:
             marked = [mask for files in readers if (mask := _united(files, scan)) is not None]
-            agreed = vote(marked, max(self.readers, len(readers)), self.min_share) if marked else None
+            agreed = vote(marked, max(READERS, len(readers)), self.min_share)
             if agreed is not None:
                 masks.append(agreed)
                 classes.append(index)
@@ -229,11 +208,11 @@ class LidcMasks:
         return FoundObjects(masks, classes, counts)
 
 
-def _check_votes(min_share: Number, min_readers: int, readers: int) -> None:
+def _check_votes(min_share: Number, min_readers: int) -> None:
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share is {min_share}, wanted above 0 and at most 1")
-    if not 1 <= min_readers <= readers:
-        raise ValueError(f"min_readers is {min_readers} of {readers} readers, wanted 1 to that number")
+    if not 1 <= min_readers <= READERS:
+        raise ValueError(f"min_readers is {min_readers}, wanted 1 to {READERS}")
 
 
 def _slice_finder(scan: xr.DataArray, series: Path | None) -> Callable[[Outline], int | None]:
@@ -254,12 +233,12 @@ def _slice_finder(scan: xr.DataArray, series: Path | None) -> Callable[[Outline]
 
 def _slices_by_uid(series: Path, source_affine: Float64[np.ndarray, "4 4"]) -> dict[str, int]:
     """Return SOP Instance UID -> number of the slice in the scan as it was read, by the slice's position."""
+    try:
+        found = [read_tags(path, SOP_UID, IMAGE_POSITION) for path in dicom_files(list_folder(series))]
+    except ManifestError as error:
+        raise ScanError(str(error)) from error
     slices = {}
-    for path in sorted(series.glob("*.dcm")):
-        try:
-            tags = read_tags(path, SOP_UID, IMAGE_POSITION)
-        except ManifestError as error:
-            raise ScanError(str(error)) from error
+    for tags in found:
         if all(tags.values()):
             x, y, z = (float(value) for value in tags[IMAGE_POSITION].split("\\"))
             slices[tags[SOP_UID]] = round(float(world_to_voxel(source_affine, np.array([[-x, -y, z]]))[0, 0]))
@@ -303,16 +282,7 @@ def _united(files: Sequence[Path], scan: xr.DataArray) -> VoxelMask | None:
     held = np.zeros(scan.shape[-3:], bool)
     for path in files:
         held |= read_labels(path, like=scan).values > 0
-    return _tight(held, np.zeros(3, np.int64))
-
-
-def _tight(inside: Bool[np.ndarray, "z y x"], start: Int64[np.ndarray, "3"]) -> VoxelMask | None:
-    """Return a mask in its smallest window; None if it is empty."""
-    window = find_windows(inside.astype(np.int8)).get(1)
-    if window is None:
-        return None
-    low, high = (np.array([getattr(s, end) for s in window]) + start for end in ("start", "stop"))
-    return _window(low, high), inside[window]
+    return tight(((slice(0, None),) * 3, held))
 
 
 def _window(start: Int64[np.ndarray, "3"], stop: Int64[np.ndarray, "3"]) -> tuple[slice, slice, slice]:

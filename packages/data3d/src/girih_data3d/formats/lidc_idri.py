@@ -2,13 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
+from girih_data3d.formats.dicom_series import dicom_files, list_series
 from girih_data3d.formats.dicom_tags import MODALITY, SERIES_UID, read_tags
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.lidc_consensus import CLASS_NAMES, READERS, LidcConsensus, LidcMasks, malignancy_class
@@ -40,7 +40,8 @@ def read(
     Two layouts: LIDC-IDRI-0001/<study>/<series>/*.dcm with the readers' XML file in the folder of the series, or in a
     folder of XML files beside the patients (then found by SeriesInstanceUID); and data_nrrd/0001a/0001a_ct_scan.nrrd,
     0001a_<session>_<nodule>_<true nodule>.nii.gz with characteristics.csv, which the converter of MIC-DKFZ writes and
-    nnDetection reads. Radiographs and CT series without readings are passed over. Eight patients have two scans: their
+    nnDetection reads; each mask has a row there and each row of its case a mask. Radiographs and CT series without
+    readings are passed over. Eight patients have two scans: their
     case ids end in a and b (in order of the series' UIDs), and `patient_id` keeps them together. Scans without any
     nodule are cases without objects.
 
@@ -53,7 +54,8 @@ def read(
         min_share: share of the four readers who have to hold a voxel.
 
     Raises:
-        ManifestError: neither layout, a scan or a row of the table is missing, or a broken XML file.
+        ManifestError: neither layout, a scan, a mask or a row of the table is missing or there twice, or a broken XML
+            file.
         ValueError: a number of readers or a share that cannot be.
     """
     if not 1 <= min_readers <= READERS or not 0 < min_share <= 1:
@@ -74,7 +76,10 @@ def read(
     passed_over: list[str] = []
     for patient in _patients(root):
         scans: list[tuple[str, Path, Path]] = []
-        for series in _series(root.folder / patient):
+        all_series = list(list_series(root.folder / patient))
+        if not all_series:
+            passed_over.append(f"{patient}: no series")
+        for series in all_series:
             found = _scan_of(series, apart)
             if isinstance(found, str):
                 passed_over.append(f"{series.folder.relative_to(root.folder)}: {found}")
@@ -95,7 +100,7 @@ def read(
             )
     if not sources:
         reason = f" ({passed_over[0]})" if passed_over else ""
-        raise ManifestError(f"{root.folder}: {len(passed_over)} series, none is a CT scan with readings{reason}")
+        raise ManifestError(f"{root.folder}: no CT scan with readings{reason}")
     return make_dataset(root.folder, NAME, CLASS_NAMES[classes], sources, passed_over)
 
 
@@ -131,6 +136,8 @@ class _ReadingsApart:
                 heading = read_heading(path)
                 if heading.message != CT_MESSAGE or not heading.has_readings:
                     continue
+                if not heading.series_uid:
+                    raise ManifestError(f"{path}: readings without a SeriesInstanceUid, which says of what")
                 other = self._found.setdefault(heading.series_uid, path)
                 if other is not path:
                     raise ManifestError(f"{path}: readings of series {heading.series_uid!r}, as in {other}; wanted one")
@@ -141,18 +148,12 @@ def _patients(at: Listing) -> list[str]:
     return [name for name in at.folders if PATIENT.fullmatch(name)]
 
 
-def _series(patient: Path) -> Iterator[Listing]:
-    for study in list_folder(patient).folders:
-        for series in list_folder(patient / study).folders:
-            yield list_folder(patient / study / series)
-
-
 def _scan_of(series: Listing, apart: _ReadingsApart) -> tuple[str, Path, Path] | str:
     """Return the UID, the folder and the XML file of a CT scan with readings, or why a series is none."""
-    slices = [name for name in series.files if name.lower().endswith(".dcm")]
+    slices = dicom_files(series)
     if not slices:
         return "no .dcm file"
-    tags = read_tags(series.folder / slices[0], MODALITY, SERIES_UID)
+    tags = read_tags(slices[0], MODALITY, SERIES_UID)
     if tags[MODALITY] != "CT":
         return f"modality {tags[MODALITY] or 'unknown'}, wanted CT"
     read = []
@@ -178,10 +179,7 @@ def _read_converted(
     folder = root.folder / CONVERTED
     cases = list_folder(folder).folders
     table = root.folder / TABLE if TABLE in root.files else folder / TABLE
-    columns = {"case": ("PatientID", "Patient"), "nodule": ("NoduleID",), "malignancy": ()}
-    rated = {
-        (row.text("case"), row.whole("nodule")): row.whole("malignancy", -1, 5) for row in read_csv(table, columns)
-    }
+    rated = _ratings(table)
     ids = [case for case in cases if CONVERTED_CASE.fullmatch(case)]
     sources = []
     for case in ids:
@@ -189,19 +187,22 @@ def _read_converted(
         image = f"{case}_ct_scan.nrrd"
         if image not in files.files:
             raise ManifestError(f"{folder / case / image}: no such file, the scan of case {case!r}")
+        marks = _masks(files)
+        ratings = rated.get(case, {})
+        for lost, where in ((set(marks) - set(ratings), "row"), (set(ratings) - set(marks), "mask")):
+            for session, number in sorted(lost):
+                raise ManifestError(f"{table}: nodule {number} of session {session} of case {case!r} has no {where}")
         nodules = []
-        for true, readers in sorted(_masks(files).items()):
-            ratings = []
-            for numbers in readers.values():
-                unknown = [number for number, _ in numbers if (case, number) not in rated]
-                if unknown:
-                    raise ManifestError(f"{table}: no row of nodule {unknown[0]} of case {case!r}, whose mask is there")
-                ratings += [None if (r := rated[case, number]) == NO_RATING else r for number, _ in numbers]
+        readers: dict[int, dict[int, list[Mark]]] = defaultdict(lambda: defaultdict(list))
+        for mark, (true, _) in sorted(marks.items()):
+            readers[true][mark[0]].append(mark)
+        for true, of_reader in sorted(readers.items()):
+            given = [ratings[mark] for of_one in of_reader.values() for mark in of_one]
             try:
-                index = malignancy_class(ratings, pad) if classes == "malignancy" else 0
+                index = malignancy_class(given, pad) if classes == "malignancy" else 0
             except ValueError as error:
                 raise ManifestError(f"{table}: case {case!r}, nodule {true}: {error}") from error
-            nodules.append((index, tuple(tuple(path for _, path in numbers) for numbers in readers.values())))
+            nodules.append((index, tuple(tuple(marks[mark][1] for mark in of_one) for of_one in of_reader.values())))
         patient = f"LIDC-IDRI-{case[:4]}"
         alone = sum(other[:4] == case[:4] for other in ids) == 1
         sources.append(
@@ -214,14 +215,36 @@ def _read_converted(
                 rule=LidcMasks(tuple(nodules), min_share=min_share, min_readers=min_readers),
             )
         )
-    others = [f"{CONVERTED}/{name}" for name in cases if name not in ids]
-    return make_dataset(folder, NAME, CLASS_NAMES[classes], sources, others)
+    passed_over = [f"{CONVERTED}/{name}: not a case's name" for name in cases if name not in ids]
+    passed_over += [f"{TABLE}: case {case}: no such folder" for case in rated if case not in ids]
+    return make_dataset(folder, NAME, CLASS_NAMES[classes], sources, passed_over)
 
 
-def _masks(files: Listing) -> dict[int, dict[int, list[tuple[int, Path]]]]:
-    """Return true nodule -> session -> (number, mask) of each mark."""
-    found: dict[int, dict[int, list[tuple[int, Path]]]] = defaultdict(lambda: defaultdict(list))
+Mark = tuple[int, int]
+"""Session, which is a reader, and number of what was marked."""
+
+
+def _ratings(table: Path) -> dict[str, dict[Mark, int | None]]:
+    """Return the malignancy of each mark of each case."""
+    columns = {"case": ("PatientID", "Patient"), "session": ("SessionID",), "nodule": ("NoduleID",), "malignancy": ()}
+    found: dict[str, dict[Mark, int | None]] = defaultdict(dict)
+    for row in read_csv(table, columns):
+        of_case, mark = found[row.text("case")], (row.whole("session"), row.whole("nodule"))
+        if mark in of_case:
+            raise ManifestError(f"{row.where}: nodule {mark[1]} of session {mark[0]} is there twice")
+        rating = row.whole("malignancy", NO_RATING, 5)
+        of_case[mark] = None if rating == NO_RATING else rating
+    return found
+
+
+def _masks(files: Listing) -> dict[Mark, tuple[int, Path]]:
+    """Return the true nodule and the mask of each mark."""
+    found: dict[Mark, tuple[int, Path]] = {}
     for name in files.files:
         if match := MASK.fullmatch(name):
-            found[int(match["true"])][int(match["session"])].append((int(match["nodule"]), files.folder / name))
+            mark = int(match["session"]), int(match["nodule"])
+            if match["case"] != files.folder.name or mark in found:
+                wanted = f"one of case {files.folder.name!r} and one for nodule {mark[1]} of session {mark[0]}"
+                raise ManifestError(f"{files.folder / name}: wanted {wanted}")
+            found[mark] = int(match["true"]), files.folder / name
     return found

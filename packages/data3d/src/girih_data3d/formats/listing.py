@@ -50,6 +50,11 @@ def list_folder(folder: Path) -> Listing:
     return Listing(folder, tuple(sorted(files)), tuple(sorted(folders)))
 
 
+def find_file(folder: Path, name: str, places: Sequence[str]) -> Path | None:
+    """Return the file of a name in the first of some folders that has it, which are given from a folder on."""
+    return next((path for path in (folder / place / name for place in places) if path.is_file()), None)
+
+
 def find_root(folder: Path, is_root: Callable[[Listing], bool], wanted: str, *, inner: Sequence[str] = ()) -> Listing:
     """Return the dataset's folder: the one given, or the only fitting one inside it, or the one that it lies in.
 

@@ -8,7 +8,7 @@ from typing import Literal
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
 from girih_data3d.formats.format import Counts, Format
-from girih_data3d.formats.listing import Listing, find_root, list_folder
+from girih_data3d.formats.listing import Listing, find_file, find_root, list_folder
 from girih_data3d.formats.table import Row, read_csv
 from girih_data3d.manifest import Dataset
 from girih_data3d.object_label import ObjectLabel
@@ -51,7 +51,7 @@ def read(
         paint: masks made of the boxes; "none" for a detector that needs none.
 
     Raises:
-        ManifestError: no subset or table, a scan without voxels, a scan twice, or a row that cannot be.
+        ManifestError: no subset or table, a scan without voxels, a scan or a nodule twice, or a row that cannot be.
     """
     root = find_root(folder, lambda at: any(name in SUBSETS for name in at.folders), f"{SUBSETS[0]} to {SUBSETS[-1]}")
     present = [name for name in SUBSETS if name in root.folders]
@@ -71,6 +71,8 @@ def read(
             if uid not in scans and (len(present) == len(SUBSETS) or (known is not None and uid not in known)):
                 raise ManifestError(f"{row.where}: seriesuid {uid!r} is no scan in {', '.join(present)}, wanted one")
             label = _label(row, ignore=ignore)
+            if not ignore and label in objects[uid]:
+                raise ManifestError(f"{row.where}: the nodule at {list(label.center_ras_mm or ())} is there twice")
             if uid in scans:
                 objects[uid].append(label)
             absent += uid not in scans
@@ -82,7 +84,7 @@ def read(
             uid,
             (path,),
             objects=tuple(objects.get(uid, ())),
-            paint=None if paint == "none" else paint,
+            paint=paint,
             modality="CT",
             series_uid=uid,
             part=subset,
@@ -108,6 +110,8 @@ FORMAT = Format(
         "subsets 0 to 7 have 89 scans, 8 and 9 have 88",
         "no row has a centre outside of its scan",
         "the licence of the annotations",
+        "patients: the files do not tell them, and LIDC-IDRI-0332, of two scans in LIDC-IDRI, may be there twice; the "
+        "SeriesInstanceUIDs of LIDC-IDRI tell whose scan is whose",
     ),
 )
 
@@ -131,7 +135,7 @@ def _scans(subset: Path) -> list[tuple[str, Path]]:
 
 def _known_uids(root: Listing) -> frozenset[str] | None:
     """Return the scans that seriesuids.csv lists, a table without a header; None without it."""
-    path = next((p for p in (root.folder / at / UIDS for at in TABLE_FOLDERS) if p.is_file()), None)
+    path = find_file(root.folder, UIDS, TABLE_FOLDERS)
     if path is None:
         return None
     try:
@@ -142,11 +146,10 @@ def _known_uids(root: Listing) -> frozenset[str] | None:
 
 
 def _find_table(root: Listing, name: str) -> Path:
-    paths = [root.folder / at / name for at in TABLE_FOLDERS]
-    found = next((path for path in paths if path.is_file()), None)
+    found = find_file(root.folder, name, TABLE_FOLDERS)
     if found is None:
         hint = "; without it: option excluded=background" if name == EXCLUDED else ""
-        raise ManifestError(f"{paths[0]}: no such file, also not in {TABLE_FOLDERS[1]}{hint}")
+        raise ManifestError(f"{root.folder / name}: no such file, also not in {TABLE_FOLDERS[1]}{hint}")
     return found
 
 

@@ -21,7 +21,7 @@ def read(folder: Path, *, min_voxels: int = 3, unlabelled: bool = False, partial
 
     Objects are the 26-connected components of label 2, class "cancer"; pancreas and cancer stay as semantic labels.
     Part "train" is imagesTr, "test" is imagesTs, whose labels are not public. Images that dataset.json does not list
-    are passed over.
+    are passed over. Image and label of a pair have the same name.
 
     Args:
         folder: that holds dataset.json, or the one above.
@@ -42,24 +42,30 @@ def read(folder: Path, *, min_voxels: int = 3, unlabelled: bool = False, partial
     if not isinstance(labels, dict) or {key: str(name).lower() for key, name in labels.items()} != LABELS:
         raise ManifestError(f"{path}: labels are {labels!r}, wanted {LABELS}")
     images = list_folder(root.folder / "imagesTr")
-    sources = _labelled(images, content, path, min_voxels, partial)
-    listed = {source.images[0].name for source in sources}
-    unlisted = [f"imagesTr/{name}" for name in images.files if name not in listed]
-    if unlabelled:
+    listed = _listed_pairs(content, path, partial)
+    absent = [name for name in listed if name not in images.names] if partial else []
+    sources = _labelled(images, [name for name in listed if name not in absent], min_voxels)
+    passed_over = [f"imagesTr/{name}: no such file" for name in absent]
+    passed_over += [f"imagesTr/{name}: not in dataset.json" for name in images.files if name not in listed]
+    if unlabelled or "imagesTs" in root.folders:
         images = list_folder(root.folder / "imagesTs")
-        sources += [
-            make_source(str(path), scan_name(Path(name)), (images.folder / name,), modality="CT", part="test")
-            for name in images.files
-            if is_scan(Path(name))
-        ]
-    return make_dataset(path, NAME, (LABELS["2"],), sources, passed_over=unlisted)
+        hidden = [name for name in images.files if is_scan(Path(name))]
+        if unlabelled:
+            sources += [
+                make_source(str(path), scan_name(Path(name)), (images.folder / name,), modality="CT", part="test")
+                for name in hidden
+            ]
+        else:
+            passed_over += [f"imagesTs/{name}: its labels are not public" for name in hidden]
+    return make_dataset(path, NAME, (LABELS["2"],), sources, passed_over)
 
 
 def _is_root(listing: Listing) -> bool:
     return listing.holds("dataset.json", "imagesTr", "labelsTr")
 
 
-def _labelled(images: Listing, content: dict[str, Any], path: Path, min_voxels: int, partial: bool) -> list[CaseSource]:
+def _listed_pairs(content: dict[str, Any], path: Path, partial: bool) -> list[str]:
+    """Return the names of the images and of their labels, which are the same."""
     listed = content.get("training")
     if not isinstance(listed, list):
         raise ManifestError(f"{path}: training is {type(listed).__name__}, wanted a list of images with their labels")
@@ -68,31 +74,37 @@ def _labelled(images: Listing, content: dict[str, Any], path: Path, min_voxels: 
             f"{path}: numTraining is {content.get('numTraining')!r}, but {len(listed)} pairs are listed; "
             "partial=true takes them"
         )
-    pairs = {}
+    names: dict[str, None] = {}
     for number, entry in enumerate(listed):
         where = f"{path}: training[{number}]"
         image, label = (
             _listed(entry, key, inside, where) for key, inside in (("image", "imagesTr"), ("label", "labelsTr"))
         )
-        case_id = scan_name(Path(image))
-        if case_id in pairs:
-            raise ManifestError(f"{where}: case {case_id!r} is listed twice")
-        if image in images.names or not partial:
-            pairs[case_id] = (image, label)
+        if image != label:
+            raise ManifestError(f"{where}: image is {image!r}, label {label!r}: wanted the same name")
+        if image in names:
+            raise ManifestError(f"{where}: case {scan_name(Path(image))!r} is listed twice")
+        names[image] = None
+    return list(names)
+
+
+def _labelled(images: Listing, names: list[str], min_voxels: int) -> list[CaseSource]:
     labels = list_folder(images.folder.parent / "labelsTr")
-    refuse_missing(images.folder, "image", {case_id: pair[0] for case_id, pair in pairs.items()}, images.names)
-    refuse_missing(labels.folder, "label", {case_id: pair[1] for case_id, pair in pairs.items()}, labels.names)
+    case_ids = {name: scan_name(Path(name)) for name in names}
+    for what, folder in (("image", images), ("label", labels)):
+        refuse_missing(folder.folder, what, {case_ids[name]: name for name in names if name not in folder.names})
     return [
         make_source(
-            str(path),
-            case_id,
-            (images.folder / image,),
-            rule=Components((labels.folder / label,), {2: 0}, min_voxels=min_voxels, known=(1,)),
-            semantic=labels.folder / label,
+            str(images.folder / name),
+            case_ids[name],
+            (images.folder / name,),
+            rule=Components(labels.folder / name, ((0, (2,)),), min_voxels),
+            semantic=labels.folder / name,
+            semantic_values=(1, 2),
             modality="CT",
             part="train",
         )
-        for case_id, (image, label) in pairs.items()
+        for name in names
     ]
 
 

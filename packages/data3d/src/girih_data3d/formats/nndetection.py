@@ -11,7 +11,6 @@ from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.nnunet import group_channels, modality_of, read_channels
-from girih_data3d.formats.regions import Regions
 from girih_data3d.manifest import CaseSource, Dataset
 
 NAME = "nndetection"
@@ -23,8 +22,8 @@ def read(folder: Path, *, unlabelled: bool = False) -> Dataset:
     """Read `TaskXXX_Name/{dataset.json | dataset.yaml, raw_splitted/{imagesTr, labelsTr, imagesTs, labelsTs}}`.
 
     Images are {case}_{0000}.nii.gz, one per modality; labels {case}.nii.gz with objects 1..n and {case}.json with
-    {"instances": {"1": class, ...}}. The checks are those of nnDetection. Parts are "train" and "test"; the folds in
-    preprocessed/ are not read. A dataset.yaml needs PyYAML.
+    {"instances": {"1": class, ...}}. The checks are those of nnDetection; labels without images are passed over. Parts
+    are "train" and "test"; the folds in preprocessed/ are not read. A dataset.yaml needs PyYAML.
 
     Args:
         folder: the task's, or the one above.
@@ -43,12 +42,15 @@ def read(folder: Path, *, unlabelled: bool = False) -> Dataset:
     if content.get("dim", 3) != 3:
         raise ManifestError(f"{path}: dim is {content['dim']!r}, wanted 3")
     channels, raw = read_channels(path, content), root.folder / RAW
-    sources = _cases(raw, "Tr", "train", channels, classes, labelled=True)
+    passed_over: list[str] = []
+    sources = _cases(raw, "Tr", "train", channels, classes, passed_over, labelled=True)
     if (raw / "imagesTs").is_dir():
         labelled = bool(content.get("test_labels", (raw / "labelsTs").is_dir()))
         if labelled or unlabelled:
-            sources += _cases(raw, "Ts", "test", channels, classes, labelled=labelled)
-    return make_dataset(path, task, classes, sources)
+            sources += _cases(raw, "Ts", "test", channels, classes, passed_over, labelled=labelled)
+        else:
+            passed_over += [f"imagesTs/{name}: no labels" for name in list_folder(raw / "imagesTs").files]
+    return make_dataset(path, task, classes, sources, passed_over)
 
 
 def _is_root(listing: Listing) -> bool:
@@ -84,26 +86,33 @@ def _classes(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _cases(
-    raw: Path, suffix: str, part: str, channels: tuple[str, ...], classes: tuple[str, ...], *, labelled: bool
+    raw: Path,
+    suffix: str,
+    part: str,
+    channels: tuple[str, ...],
+    classes: tuple[str, ...],
+    passed_over: list[str],
+    *,
+    labelled: bool,
 ) -> list[CaseSource]:
     grouped = group_channels(list_folder(raw / f"images{suffix}"), ENDING, len(channels))
     labels = raw / f"labels{suffix}"
     if labelled:
         there = list_folder(labels).names
         for what, ending in (("label", ENDING), ("classes", ".json")):
-            refuse_missing(labels, what, {case_id: f"{case_id}{ending}" for case_id in grouped}, there)
+            refuse_missing(labels, what, {c: f"{c}{ending}" for c in grouped if f"{c}{ending}" not in there})
+        strangers = sorted(there - {f"{case_id}{ending}" for case_id in grouped for ending in (ENDING, ".json")})
+        passed_over += [f"{labels.name}/{name}: no images of it" for name in strangers]
     sources = []
     for case_id, files in grouped.items():
         label = labels / f"{case_id}{ENDING}"
-        instances = _instances(labels / f"{case_id}.json", len(classes)) if labelled else {}
         sources.append(
             make_source(
                 str(files[0]),
                 case_id,
                 tuple(files),
-                instances=(label,) if instances else (),
-                instance_classes=instances,
-                rule=Regions(label, (), ()) if labelled and not instances else None,  # it has to be empty
+                instances=(label,) if labelled else (),
+                instance_classes=_instances(labels / f"{case_id}.json", len(classes)) if labelled else None,
                 modality=modality_of(channels),
                 part=part,
             )

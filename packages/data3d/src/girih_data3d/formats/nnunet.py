@@ -10,8 +10,8 @@ from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
-from girih_data3d.formats.regions import Regions
 from girih_data3d.manifest import CaseSource, Dataset
+from girih_data3d.object_rules import Components
 
 NAME = "nnunet"
 INNER = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
@@ -24,13 +24,14 @@ def read(
 
     Images are {case}_{0000}{file_ending}, one per channel; labels {case}{file_ending}. dataset.json has channel_names
     (version 1: modality), labels (version 2: {"name": value, or [values] of a region}; version 1: {"value": "name"}),
-    numTraining, file_ending (version 1: .nii.gz). Every label file stays as semantic labels; the value of "ignore" is a
-    value like any other in it. Parts are "train" and "test" (imagesTs with labelsTs).
+    numTraining, file_ending (version 1: .nii.gz). Every label file stays as semantic labels and holds no other values
+    than these; that of "ignore" is a value like any other in it. Parts are "train" and "test" (imagesTs with labelsTs).
 
     Args:
         folder: that holds dataset.json, or the one above.
         objects: names of labels, separated by commas, that are classes of objects: their 26-connected components (of a
-            region: those of all its values together). Default: none, the cases have semantic labels only.
+            region: those of all its values together); neither the background nor "ignore" is one. Default: none, the
+            cases have semantic labels only.
         min_voxels: smaller components are dropped.
         unlabelled: also the images of imagesTs that have no labels.
         partial: take the cases that are there, though numTraining says otherwise.
@@ -51,24 +52,31 @@ def read(
         raise ManifestError(
             f"{path}: numTraining is {stated!r}, but imagesTr has {found} cases; partial=true takes them"
         )
-    if "imagesTs" in root.folders and (unlabelled or "labelsTs" in root.folders):
+    passed_over = []
+    if unlabelled or root.holds("imagesTs", "labelsTs"):
         sources += layout.cases("imagesTs", "labelsTs", "test", unlabelled=unlabelled)
-    return make_dataset(path, root.folder.resolve().name, layout.classes, sources)
+    elif "imagesTs" in root.folders:
+        passed_over = [f"imagesTs/{name}: no labelsTs" for name in list_folder(root.folder / "imagesTs").files]
+    return make_dataset(path, root.folder.resolve().name, layout.classes, sources, passed_over)
 
 
 def read_labels(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the values of each label's name, from either version's dataset.json; several values are a region.
 
     Raises:
-        ManifestError: neither form, or a value that is no whole number from 0.
+        ManifestError: neither form, a name twice, or a value that is no whole number from 0.
     """
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise ManifestError(f"{path}: labels is {labels!r}, wanted an object")
     if all(isinstance(name, str) for name in labels.values()):  # version 1
-        labels = {name: int(value) if value.isdecimal() else value for value, name in labels.items()}
-    found = {}
-    for name, value in labels.items():
+        pairs = [(name, int(value) if value.isdecimal() else value) for value, name in labels.items()]
+    else:
+        pairs = list(labels.items())
+    found: dict[str, tuple[int, ...]] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ManifestError(f"{path}: label {name!r} has the values {found[name][0]} and {value}, wanted one")
         values = value if isinstance(value, list) else [value]
         if not values or not all(is_whole(v, 0, 2**15 - 1) for v in values):
             raise ManifestError(f"{path}: label {name!r} has the value {value!r}, wanted whole numbers from 0")
@@ -136,9 +144,10 @@ class _Layout:
         labels = read_labels(path, content)
         self.classes = tuple(name.strip() for name in objects.split(",")) if objects.strip() else ()
         for name in self.classes:
-            if labels.get(name, (0,)) == (0,):
-                raise ManifestError(f"{path}: objects names {name!r}, wanted labels from {', '.join(labels)}")
-        self.regions = tuple(labels[name] for name in self.classes)
+            if 0 in labels.get(name, (0,)) or name == "ignore":
+                possible = ", ".join(known for known, values in labels.items() if 0 not in values and known != "ignore")
+                raise ManifestError(f"{path}: objects names {name!r}, wanted labels from {possible}")
+        self.groups = tuple((index, labels[name]) for index, name in enumerate(self.classes))
         self.known = tuple(sorted({value for values in labels.values() for value in values}))
 
     def cases(self, images: str, labels: str, part: str, *, unlabelled: bool) -> list[CaseSource]:
@@ -149,7 +158,7 @@ class _Layout:
         if not unlabelled or (self.folder / labels).is_dir():
             there = list_folder(self.folder / labels).names
         if not unlabelled:
-            refuse_missing(self.folder / labels, "label", wanted, there)
+            refuse_missing(self.folder / labels, "label", {c: name for c, name in wanted.items() if name not in there})
         spare = [n for n in there if n.endswith(self.ending) and n.removesuffix(self.ending) not in grouped]
         if spare:
             raise ManifestError(
@@ -163,13 +172,14 @@ class _Layout:
         ]
 
     def _case(self, case_id: str, files: list[Path], label: Path | None, part: str) -> CaseSource:
-        rule = Regions(label, self.regions, self.known, self.min_voxels) if label is not None and self.regions else None
+        rule = Components(label, self.groups, self.min_voxels) if label is not None and self.groups else None
         return make_source(
             str(files[0]),
             case_id,
             tuple(files),
             rule=rule,
             semantic=label,
+            semantic_values=self.known if label is not None else None,
             modality=modality_of(self.channels),
             part=part,
         )

@@ -47,7 +47,8 @@ def read(
     The arrays (1, z, y, x) have voxels of 1 mm and values from 0 to 255: prepare them with scheme "zscore" or "none",
     and without resampling. A pid is a number in the tables and text with zeros in front in file names and lists; they
     are compared as numbers. Boxes count voxels from 0, both ends inside (many have zmin = zmax), as SANet reads them; a
-    row of six zeros says that there is no nodule. Scans may also lie in folders train and test, as for nnDetection.
+    row of six zeros says that there is no nodule, and a scan without any row is unlabelled (`passed_over` names it).
+    Scans may also lie in folders train and test, as for nnDetection.
 
     Args:
         folder: the one with full and the tables.
@@ -58,7 +59,7 @@ def read(
 
     Raises:
         ManifestError: only slices as .jpg, no scans, lists or tables, a scan in two lists or in none, a scan of a list
-            that is not there, a row of a scan that no list has, or one that cannot be.
+            that is not there, a row of a scan that no list has, one that is there twice, or one that cannot be.
     """
     root = find_root(folder, lambda at: any(name in at.folders for name in ("full", "img", "train")), "full, train.txt")
     scans = _scans(root)
@@ -80,8 +81,8 @@ def read(
             str(path),
             path.name.removesuffix(SCAN),
             (path,),
-            objects=tuple(objects.get(number, ())),
-            paint=None if paint == "none" else paint,
+            objects=tuple(objects[number]) if number in objects else None,
+            paint=paint,
             modality=MODALITY,
             spacing_zyx_mm=(1.0, 1.0, 1.0),
             part=part_of[number],
@@ -90,7 +91,8 @@ def read(
         if part_of[number] == "test" or number not in skipped
     ]
     passed_over = [f"{scans[n].name}: blacklisted" for n in sorted(skipped) if n in scans and part_of[n] != "test"]
-    passed_over += [f"pid {missing[0]} of {part_of[missing[0]]}.txt: no scan ({len(missing)} such)"] if missing else []
+    passed_over += [f"pid {number} of {part_of[number]}.txt: no scan" for number in missing]
+    passed_over += [f"{scans[n].name}: no row, taken as unlabelled" for n in scans if n not in objects]
     return make_dataset(root.folder, NAME, TYPES if classes == "types" else ("nodule",), sources, passed_over)
 
 
@@ -159,9 +161,10 @@ def _objects(tables: Path, part_of: Mapping[int, str], classes: str) -> dict[int
             if number not in part_of or TABLES[part_of[number]] != name:
                 where = f"{part_of[number]}.txt" if number in part_of else "none of the lists"
                 raise ManifestError(f"{row.where}: pid {number} is in {where}, wanted one whose nodules are in {name}")
-            label = _label(row, classes)
-            if label is not None:
-                found[number].append(label)
+            label, labels = _label(row, classes), found[number]
+            if label in labels:
+                raise ManifestError(f"{row.where}: the nodule is there twice")
+            labels += [] if label is None else [label]
     return found
 
 

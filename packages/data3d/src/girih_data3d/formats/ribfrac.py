@@ -9,7 +9,6 @@ from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
-from girih_data3d.formats.regions import Regions
 from girih_data3d.formats.table import Row, read_csv
 from girih_data3d.manifest import CaseSource, Dataset
 
@@ -62,11 +61,11 @@ def read(
     root = find_root(folder, _is_root, "ribfrac-*-info*.csv", inner=INNER).folder
     parts, codes = _tables(root)
     images, labels = _scans(root)
-    wanted = {case_id: f"{case_id}-image.nii.gz" for case_id in codes}
-    if partial:
-        wanted = {case_id: name for case_id, name in wanted.items() if case_id in images}
-    refuse_missing(root, "image", {c: name for c, name in wanted.items() if c not in images}, ())
-    refuse_missing(root, "label", {c: f"{c}-label.nii.gz" for c in wanted if c not in labels}, ())
+    absent = [case_id for case_id in codes if case_id not in images]
+    if not partial:
+        refuse_missing(root, "image", {case_id: f"{case_id}-image.nii.gz" for case_id in absent})
+    wanted = [case_id for case_id in codes if case_id in images]
+    refuse_missing(root, "label", {c: f"{c}-label.nii.gz" for c in wanted if c not in labels})
     for case_id, path in (*images.items(), *labels.items()):
         if case_id not in codes and (case_id in labels or int(case_id.removeprefix("RibFrac")) <= LABELLED):
             raise ManifestError(f"{path}: case {case_id!r} is in none of the tables in {root}")
@@ -75,13 +74,13 @@ def read(
         _case(case_id, images[case_id], labels[case_id], codes[case_id], parts[case_id], classes == "codes", ignored)
         for case_id in wanted
     ]
+    hidden = {case_id: path for case_id, path in images.items() if case_id not in codes}
+    passed_over = [f"{case_id}: no image" for case_id in absent]
     if unlabelled:
-        sources += [
-            make_source(str(path), case_id, (path,), modality="CT", part="test")
-            for case_id, path in images.items()
-            if case_id not in codes
-        ]
-    return make_dataset(root, NAME, CODES.values() if classes == "codes" else (FRACTURE,), sources)
+        sources += [make_source(str(path), c, (path,), modality="CT", part="test") for c, path in hidden.items()]
+    else:
+        passed_over += [f"{case_id}: its labels are not public" for case_id in hidden]
+    return make_dataset(root, NAME, CODES.values() if classes == "codes" else (FRACTURE,), sources, passed_over)
 
 
 def _is_root(listing: Listing) -> bool:
@@ -91,8 +90,6 @@ def _is_root(listing: Listing) -> bool:
 def _case(
     case_id: str, image: Path, label: Path, codes: Mapping[int, int], part: str, by_code: bool, ignored: bool
 ) -> CaseSource:
-    if not codes:  # an object without a row would be one of the only class
-        return make_source(str(image), case_id, (image,), rule=Regions(label, (), ()), modality="CT", part=part)
     return make_source(
         str(image),
         case_id,

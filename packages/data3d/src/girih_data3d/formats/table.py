@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from girih_data3d.errors import ManifestError
 
 Columns = Mapping[str, Sequence[str]]
 """Name of a column in the program -> other spellings; case, spaces, dashes and underscores never count."""
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""A narrower idea than Python's, to which 1_0 is ten."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,7 @@ class Row:
 
     def number(self, column: str) -> float:
         """Return a finite number."""
-        try:
-            value = float(self[column])
-        except ValueError:
-            value = math.nan
+        value = float(self[column]) if NUMBER.fullmatch(self[column]) else math.nan
         if not math.isfinite(value):
             self._refuse(column, "a finite number")
         return value
@@ -54,7 +55,7 @@ def read_csv(path: Path, required: Columns, optional: Columns | None = None) -> 
     """Return the rows of a CSV file (UTF-8, with or without byte order mark; comma, semicolon or tab).
 
     Raises:
-        ManifestError: unreadable, a required column under no known spelling, or a row of another length.
+        ManifestError: unreadable; or as `rows_of`.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -73,8 +74,11 @@ def rows_of(
 ) -> Iterator[Row]:
     """Yield the rows below a header line; cells are texts, numbers or None, empty lines are passed over.
 
+    A row that ends early has empty cells there.
+
     Raises:
-        ManifestError: no header, a required column under no known spelling, a column twice, or a row of another length.
+        ManifestError: no header, a required column under no known spelling, a column twice, or a cell that is not empty
+            beyond the header's last.
     """
     numbered = enumerate(([_text(cell) for cell in line] for line in lines), start=1)
     header = next(((number, line) for number, line in numbered if any(line)), None)
@@ -84,8 +88,9 @@ def rows_of(
     for number, line in numbered:
         if not any(line):
             continue
-        if len(line) != len(header[1]):
+        if any(line[len(header[1]) :]):
             raise ManifestError(f"{path}: row {number} has {len(line)} cells, the header has {len(header[1])}")
+        line += [""] * (len(header[1]) - len(line))
         yield Row(f"{path}: row {number}", {name: line[place] for name, place in places.items()})
 
 
