@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 import girih_data3d as d3
+from girih_data3d.layout import case_folder
 from girih_data3d.object_rules import Components, ObjectRule, Votes
 from girih_data3d.provenance import is_origin, origin_of
+from girih_data3d.sealed import seal
 from girih_data3d.source import read_source
+
+EYE = np.eye(4)
 
 
 @pytest.fixture
@@ -221,3 +225,40 @@ def test_a_record_from_when_no_classes_were_an_empty_mapping(made: d3.CaseSource
     none = replace(unsaid, instance_classes={})
     assert is_origin(none, origin_of(none))
     assert not is_origin(none, origin_of(unsaid))
+
+
+def test_overwrite_adds_what_an_older_version_did_not_record(tmp_path: Path) -> None:
+    d3.write_nifti(np.random.default_rng(0).normal(0, 1, (4, 5, 6)).astype(np.float32), tmp_path / "a.nii", affine=EYE)
+    nameless = d3.CaseSource("a", (tmp_path / "a.nii",))
+    named, root, spec = replace(nameless, series_uid="1.2", part="train"), tmp_path / "out", d3.PrepareSpec()
+    d3.prepare_case(nameless, root, spec)
+    folder = case_folder(root, "a")
+    attributes = json.loads((folder / "zarr.json").read_text())["attributes"]
+    record = attributes["girih"]
+    for old, keys in ((record, ("scan_sha256", "series_uid", "part")), (record["source"], ("series_uid", "part"))):
+        for key in keys:
+            del old[key]
+    seal(folder, attributes)
+    assert d3.prepare_case(nameless, root, spec) == "skipped"
+    assert d3.prepare_case(replace(nameless, series_uid="1.2"), root, spec) == "skipped"  # it is the same scan
+    with pytest.raises(d3.StaleCaseError, match="from other source files or annotations; pass overwrite=True"):
+        d3.prepare_case(named, root, spec)
+    assert d3.prepare_case(named, root, spec, overwrite=True) == "done"
+    index = d3.update_index(root)
+    assert (index.series_uids, index.parts) == (("1.2",), ("train",))
+    assert index.scan_sha256[0]
+    assert d3.prepare_case(named, root, spec, overwrite=True) == "skipped"
+    assert d3.prepare_case(nameless, root, spec, overwrite=True) == "done"
+
+
+def test_overwrite_takes_the_hash_that_an_older_version_did_not(tmp_path: Path) -> None:
+    d3.write_nifti(np.random.default_rng(0).normal(0, 1, (4, 5, 6)).astype(np.float32), tmp_path / "a.nii", affine=EYE)
+    source, spec = d3.CaseSource("a", (tmp_path / "a.nii",)), d3.PrepareSpec()
+    d3.prepare_case(source, tmp_path, spec)
+    folder = case_folder(tmp_path, "a")
+    attributes = json.loads((folder / "zarr.json").read_text())["attributes"]
+    del attributes["girih"]["scan_sha256"]
+    seal(folder, attributes)
+    assert d3.prepare_case(source, tmp_path, spec) == "skipped"
+    assert d3.prepare_case(source, tmp_path, spec, overwrite=True) == "done"
+    assert d3.prepare_case(source, tmp_path, spec, overwrite=True) == "skipped"

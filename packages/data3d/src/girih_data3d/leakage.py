@@ -1,9 +1,9 @@
 """Scans that are in two datasets, or in two parts of one: what a network was trained on must not score it.
 
 Public datasets contain each other: LUNA16 lies in LIDC-IDRI, images of the Medical Segmentation Decathlon lie in
-AbdomenAtlas. A scan is known again by its SeriesInstanceUID or by the hash of its voxels (`channel_sha256`), which
-outlives another file format, type of voxels or direction of axes. It does not outlive resampling, cropping, another
-window of intensities or lossy compression: no leak found is no proof that there is none.
+AbdomenAtlas. A scan is known again by its SeriesInstanceUID or by the hash of the order of its voxels' values
+(`channel_sha256`), which outlives another file format, type of voxels, direction of axes, slope or unit. It does not
+outlive resampling, cropping, clipped intensities or lossy compression: no leak found is no proof that there is none.
 """
 
 from collections import Counter
