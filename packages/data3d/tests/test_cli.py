@@ -151,6 +151,18 @@ def test_export(source: Path, prepared: d3.Store, tmp_path: Path, capsys: pytest
     assert [p.name for p in (tmp_path / "image").iterdir()] == names[:1]
 
 
+def test_export_of_what_was_defaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = np.zeros((6, 7, 8), np.uint8)
+    gone[2:4, 3, 5:] = 1
+    d3.write_nifti(np.ones((6, 7, 8), np.float32), tmp_path / "a.nii", affine=np.eye(4))
+    d3.write_nifti(gone, tmp_path / "gone.nii", affine=np.eye(4))
+    source = d3.CaseSource("a", (tmp_path / "a.nii",), defaced=tmp_path / "gone.nii")
+    d3.prepare_many(d3.Dataset("x", (), (source,)), tmp_path / "out", d3.PrepareSpec(), workers=0)
+    assert run(capsys, "export", tmp_path / "out", "a", tmp_path / "new", "--labels")[0] == 0
+    valid = nib.load(tmp_path / "new/a_valid.nii.gz").get_fdata().T
+    np.testing.assert_array_equal(valid, 1 - gone)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from girih_data3d.case_writer import layer_name
 from girih_data3d.conversion import Outcome, prepare_many
 from girih_data3d.formats import get_format
@@ -172,8 +174,8 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    if options.format is not None:
-        get_format(options.format)
+    if options.format is not None and get_format(options.format).counts is None:
+        raise ValueError(f"format {options.format}: no counts are stated of it, --format cannot be compared")
     found = verify(options.root, level=options.level, workers=options.workers)
     for name, reason in found.failed.items():
         sys.stdout.write(f"{name}: {reason}\n")
@@ -198,6 +200,8 @@ def _export(options: argparse.Namespace) -> int:
             maps = {layer_name(k): layer for k, layer in enumerate(layers)}
         if "semantic" in case.label_kinds:
             maps["semantic"] = case.read_label_patch("semantic", (0, 0, 0), case.shape[1:])
+        if "valid" in case.label_kinds:
+            maps["valid"] = case.read_label_patch("valid", (0, 0, 0), case.shape[1:]).astype(np.uint8)
         for name, labels in maps.items():
             paths.append(options.folder / f"{case.case_id}_{name}.nii.gz")
             write_nifti(labels, paths[-1], affine=case.affine)

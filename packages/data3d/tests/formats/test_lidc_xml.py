@@ -1,16 +1,11 @@
-"""The XML files of LIDC-IDRI and the pixels inside outlines, against hand-drawn ones and an independent reference."""
+"""The XML files of LIDC-IDRI, and what no such file holds."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import ndimage
 
 from girih_data3d import ManifestError, ScanError
 from girih_data3d.formats.lidc_xml import MAX_XML_BYTES, Heading, read_heading, read_readings
-from girih_data3d.formats.outlines import fill_outline
 
 READINGS = """<?xml version="1.0" encoding="UTF-8"?>
 <LidcReadMessage xmlns="{namespace}" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
@@ -142,31 +137,3 @@ def test_a_wrong_value_is_named_with_its_reader_and_nodule(tmp_path: Path, old: 
     path.write_text(READINGS.format(namespace=NAMESPACES[0]).replace(old, new))
     with pytest.raises(ScanError, match=f"reading session 0, nodule .*{message}"):
         read_readings(path)
-
-
-def test_a_triangle_has_the_pixels_inside_its_line() -> None:
-    triangle = np.array([[10, 20], [12, 22], [14, 20]])
-    corner, inside = fill_outline(triangle)
-    assert corner == (10, 20)
-    assert inside.astype(int).tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
-    with_line = fill_outline(triangle, with_outline=True)[1]
-    assert with_line.astype(int).tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]
-
-
-def test_a_point_and_a_line_surround_nothing() -> None:
-    for points in ([[5, 6]], [[5, 6], [9, 6]], [[5, 6], [5, 9], [5, 6]]):
-        assert not fill_outline(np.array(points))[1].any()
-
-
-@given(st.floats(3, 12), st.floats(3, 12), st.floats(0, 1), st.integers(12, 60), st.booleans())
-def test_inside_is_what_the_outside_cannot_reach(a: float, b: float, turn: float, count: int, reverse: bool) -> None:
-    """Reference: a flood from the border that the line stops, around ellipses."""
-    angle = (np.arange(count) + turn) * (2 * np.pi / count) * (-1 if reverse else 1)
-    points = np.rint(np.stack([a * np.cos(angle), b * np.sin(angle)], axis=1)).astype(np.int64) + 40
-    corner, inside = fill_outline(points)
-    both = fill_outline(points, with_outline=True)[1]
-    line = both & ~inside
-    pieces, _ = ndimage.label(~np.pad(line, 1))
-    np.testing.assert_array_equal(both, (pieces != pieces[0, 0])[1:-1, 1:-1])
-    assert points.min(axis=0).tolist() == list(corner)
-    assert line[tuple((points - corner)[:, ::-1].T)].all()

@@ -207,6 +207,9 @@ def test_counts_of_a_prepared_dataset(
     ]
     with pytest.raises(ValueError, match="format made-up: no counts are stated of it"):
         compare_counts(MADE_UP, store)
+    code, text, error = run(capsys, "verify", store.root, "--format", "folder")
+    assert (code, text) == (2, "")  # before anything is verified
+    assert "format folder: no counts are stated of it" in error
     code, text, _ = run(capsys, "verify", store.root, "--format", "ribfrac")
     assert code == 1
     assert "images: 2 / 500  differs\nobjects: 4 / 4422  differs\npart train: 1 / 420  differs\n" in text

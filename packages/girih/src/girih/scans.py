@@ -109,7 +109,9 @@ def _from_files(source: girih_data3d.CaseSource, spec: girih_data3d.PrepareSpec)
 
 
 def _hash(source: girih_data3d.CaseSource) -> str:
-    """Hash of a case's image files and of the frame that is taken of them."""
-    origin = girih_data3d.origin_of(girih_data3d.CaseSource(source.case_id, source.images, frame=source.frame))
-    content = json.dumps([[image["sha256"] for image in origin["images"]], origin["frame"]])
+    """Hash of a case's image files and of how they are read: the frame, and what stands in for their headers."""
+    read = {name: getattr(source, name) for name in ("frame", "rescale", "spacing_zyx_mm")}
+    origin = girih_data3d.origin_of(girih_data3d.CaseSource(source.case_id, source.images, **read))
+    given = [origin[name] for name in ("rescale", "spacing_zyx_mm") if origin[name] is not None]
+    content = json.dumps([[image["sha256"] for image in origin["images"]], origin["frame"], *given])
     return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"

@@ -4,17 +4,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 
-def fill_outline(
-    points_xy: Int64[np.ndarray, "n 2"], *, with_outline: bool = False
-) -> tuple[tuple[int, int], Bool[np.ndarray, "height width"]]:
-    """Return the pixels inside a closed outline: the lowest (x, y) of a window around it, and the window.
+def fill_outline(points_xy: Int64[np.ndarray, "n 2"]) -> tuple[tuple[int, int], Bool[np.ndarray, "height width"]]:
+    """Return the pixels strictly inside a closed outline: the lowest (x, y) of a window around it, and the window.
 
-    An outline is a list of pixels (x, y); the last is joined to the first, and pixels that are not neighbours are
-    joined by straight lines. Where it crosses itself, what is surrounded an odd number of times is inside.
-
-    Args:
-        points_xy: the pixels, at least one.
-        with_outline: whether the outline's own pixels count as inside.
+    An outline is a list of at least one pixel (x, y); the last is joined to the first, and pixels that are not
+    neighbours are joined by straight lines. Its own pixels are outside: our reading of how the outlines of LIDC-IDRI
+    were drawn (Armato et al. 2011). Where it crosses itself, what is surrounded an odd number of times is inside.
     """
     here = _chain(points_xy)
     corner = here.min(axis=0)
@@ -27,7 +22,7 @@ def fill_outline(
     crossings = np.zeros((height, width), np.int64)
     np.add.at(crossings, (lower[:, 1], lower[:, 0]), 1)
     inside: np.ndarray = np.cumsum(crossings, axis=1) % 2 == 1
-    inside[here[:, 1], here[:, 0]] = with_outline
+    inside[here[:, 1], here[:, 0]] = False
     return (int(corner[0]), int(corner[1])), inside
 
 

@@ -1,5 +1,6 @@
 """The scans that boxes are drawn on: cases of a prepared dataset, or files as they lie on disk."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -87,8 +88,7 @@ def _prepared(store: girih_data3d.Store, case_id: str, modality: str | None) -> 
 
 def _raw(source: girih_data3d.CaseSource, modality: str | None) -> Volume:
     """The file's voxels, only turned; in memory as long as the volume is."""
-    first = girih_data3d.CaseSource(source.case_id, source.images[:1], modality=source.modality, frame=source.frame)
-    scan = girih_data3d.read_source(first)
+    scan = girih_data3d.read_source(dataclasses.replace(source, images=source.images[:1]))
     values: np.ndarray = scan.values[0]
 
     def read(start: Triplet, size: Triplet) -> Float32[np.ndarray, "z y x"]:

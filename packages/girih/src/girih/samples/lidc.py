@@ -19,8 +19,8 @@ from scipy import ndimage
 from scipy.sparse.csgraph import connected_components
 
 from girih.atomic import write_aside
-from girih.samples.outlines import fill
 from girih.samples.sample_set import SampleSet
+from girih_data3d.formats import fill_outline
 
 READERS_WANTED = 3
 VOTE = 0.5
@@ -206,14 +206,15 @@ def _consensus(annotations: tuple[int, ...], contours: list[_Contour], scan: _Sc
     points = np.concatenate([contour.points_xy for contour in contours])
     low, high = points.min(axis=0), points.max(axis=0)
     width, height = (int(n) for n in high - low + 1)
-    filled = fill([contour.points_xy for contour in contours], (int(low[0]), int(low[1])), (width, height))
     slices = np.abs(scan.slices_mm - np.array([contour.z_mm for contour in contours])[:, None]).argmin(axis=1)
     slices -= slices.min()
     row = {annotation: k for k, annotation in enumerate(annotations)}
     held = np.zeros((len(annotations), int(slices.max()) + 1, height, width), bool)
-    for contour, z, pixels in zip(contours, slices, filled, strict=True):
-        plane = held[row[contour.annotation], z]
-        plane[pixels] = contour.inclusion
+    for contour, z in zip(contours, slices, strict=True):
+        corner, pixels = fill_outline(contour.points_xy)
+        x, y = (int(n) for n in corner - low)
+        window = held[row[contour.annotation], z, y : y + pixels.shape[0], x : x + pixels.shape[1]]
+        window[pixels] = contour.inclusion
     consensus: np.ndarray = held.mean(axis=0) >= VOTE
     pieces, count = ndimage.label(consensus, np.ones((3, 3, 3)))
     if count > 1:
