@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from girih_detectors import ORIGINAL_2D, DeformableDETR, Detector, SetLoss, edges_to_centre, parameter_groups
 from girih_detectors.testing import TinyPyramid, toy_batch
@@ -66,14 +67,15 @@ def test_the_parts_add_up_and_are_those_of_the_loss() -> None:
     names = ("classification", "l1", "giou")
     assert list(losses) == ["loss", *names, *(f"encoder_{name}" for name in names)]
     torch.testing.assert_close(losses["loss"].detach(), torch.stack(list(losses.values())[1:]).sum())
-    again = SetLoss()(detector._read(images), targets, (24, 24, 24))
-    torch.testing.assert_close(losses, again)
+    decoded, proposed = detector._read(images)
+    proposed = proposed._replace(background=detector._background(targets, proposed))
+    torch.testing.assert_close(losses, SetLoss()(decoded, proposed, targets, (24, 24, 24)))
 
 
 def test_tensors_are_the_last_layers() -> None:
     detector = shake(build())
     images, _ = toy_batch((2,))
-    *decoded, proposed = detector._read(images)
+    decoded, proposed = detector._read(images)
     assert len(decoded) == 2
     assert proposed.logits.shape == (1, 12**3 + 6**3, 2)
     logits, boxes = detector.tensors(images)
@@ -86,7 +88,7 @@ def test_objects_have_no_order() -> None:
     detector = shake(build())
     images, targets = toy_batch((4,))
     order = torch.tensor([2, 0, 3, 1])
-    shuffled = [{key: targets[0][key][order] for key in ("boxes", "labels")}]
+    shuffled = [{**targets[0], **{key: targets[0][key][order] for key in ("boxes", "labels")}}]
     torch.testing.assert_close(detector(images, shuffled), detector(images, targets))
 
 
@@ -161,14 +163,99 @@ def test_more_objects_than_queries_is_one_warning() -> None:
     assert torch.equal(first["loss"], again["loss"])
 
 
-def test_nan_is_refused() -> None:
+@pytest.mark.parametrize("objects", [(1, 1), (1, 0), (0, 0)])
+def test_nan_is_refused(objects) -> None:
     detector = build()
-    images, targets = toy_batch((1, 1))
+    images, targets = toy_batch(objects)
     images[1, 0, 3, 3, 3] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         detector.detect(images)
     with pytest.raises(ValueError, match=r"target 1.*not finite"):
         detector(images, targets)
+
+
+def test_queries_without_room_in_the_patch_are_not_the_plans_fault() -> None:
+    boxes = torch.tensor([[0.0, 0, 0, 2, 2, 2]]).expand(10, 6)
+    with pytest.warns(UserWarning, match=r"10 objects, the detector 9 queries.*should have at least 10 usable voxels"):
+        build(queries=50)(torch.randn(1, 1, 4, 4, 4), [{"boxes": boxes, "labels": torch.zeros(10).long()}])
+
+
+def test_heads_start_to_look_where_they_are_told() -> None:
+    def starts(detector):
+        return [value for name, value in detector.state_dict().items() if name.endswith("sampling_offsets.bias")]
+
+    paper, parity = starts(build(heads=8)), starts(build(heads=8, directions="nndetection"))
+    assert len(paper) == 3
+    assert not any(torch.equal(a, b) for a, b in zip(paper, parity, strict=True))
+
+
+def test_an_ignored_object_teaches_nothing_at_its_place() -> None:
+    """Marked as not valid, a cube of 3 voxels, smaller than a cell, may be anything there: queries and tokens."""
+    detector = shake(build(Ragged(), queries=4))
+    images, (target,) = torch.randn(1, 1, 16, 32, 32), toy_batch((1,), shape=(16, 32, 32))[1]
+    valid = torch.ones(16, 32, 32, dtype=torch.bool)
+    valid[9:12, 21:24, 5:8] = False
+    target = {"boxes": target["boxes"], "labels": target["labels"], "valid": valid}
+    decoded, proposed = detector._read(images)
+    background = detector._background([target], proposed)
+    taught = background[0].split([16 * 16 * 16, 8 * 8 * 8, 4 * 4 * 4, 4 * 2 * 4])
+    shapes = ((16, 16, 16), (8, 8, 8), (4, 4, 4), (4, 2, 4))
+    for each, shape, stride in zip(taught, shapes, detector.pyramid.strides[1:], strict=True):
+        wanted = torch.ones(shape, dtype=torch.bool)
+        for cell in wanted.nonzero().tolist():  # by distance, one cell after the other
+            middle = [(i + 0.5) * s - 0.5 for i, s in zip(cell, stride, strict=True)]
+            near = ((valid.logical_not().nonzero() - torch.tensor(middle)).abs() < torch.tensor(stride)).all(1)
+            wanted[tuple(cell)] = not near.any()
+        assert torch.equal(each.view(shape), wanted)
+        assert not wanted.all()
+    place = torch.tensor([10.5 / 16, 22.5 / 32, 6.5 / 32, 0.2, 0.1, 0.1])
+    gradients = []
+    for score in (-3.0, 3.0):
+        boxes = torch.cat([place.expand(1, 1, 6), decoded[0].boxes.detach()], 1).requires_grad_()
+        logits = torch.cat([torch.full((1, 1, 2), score), decoded[0].logits.detach()], 1).requires_grad_()
+        tokens = proposed.logits.detach().clone()
+        tokens[~background] = score
+        loss = SetLoss(cost_classification=0.0)(  # so that what is said there is matched as before
+            [decoded[0]._replace(logits=logits, boxes=boxes)],
+            proposed._replace(logits=tokens.requires_grad_(), background=background),
+            [target],
+            (16, 32, 32),
+        )["loss"]
+        gradients.append(torch.autograd.grad(loss, [logits, tokens]))
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second)
+    assert not gradients[0][0][0, 0].any()
+    assert not gradients[0][1][~background].any()
+
+
+class Waits(TorchFunctionMode):
+    """Counts what makes the host wait for a GPU, and what copies numbers of the host to it."""
+
+    COPIES = frozenset({"tensor", "new_tensor", "as_tensor", "numpy", "cpu", "item", "tolist"})
+    LOOKS = frozenset({"__bool__", "__int__", "__float__", "__index__", "__contains__", "equal", "allclose"})
+    SIZES = frozenset({"nonzero", "argwhere", "unique", "bincount", "masked_select", "repeat_interleave"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        index = args[1] if func.__name__ in ("__getitem__", "__setitem__") else ()
+        parts = index if isinstance(index, tuple) else (index,)
+        by_mask = any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
+        if func.__name__ in self.COPIES | self.LOOKS | self.SIZES or by_mask:
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_two_waits_in_a_step_for_all_layers_and_images(monkeypatch) -> None:
+    """One for the targets' numbers, which the GPU has long, and one for the costs."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    detector = build(decoder_layers=3)
+    images, targets = toy_batch((3, 0, 2))
+    with Waits() as waits:
+        detector(images, targets)["loss"].backward()
+    assert waits.found == ["numpy", "numpy"]
 
 
 def test_bfloat16_weights() -> None:
@@ -277,6 +364,7 @@ def test_the_defaults_are_the_papers_and_the_originals_are_at_hand() -> None:
         ({"prior": 0.0}, "prior is 0.0"),
         ({"max_detections": 0}, "max_detections is 0"),
         ({"backend": "cuda"}, "backend is 'cuda'"),
+        ({"directions": "cube"}, "directions is 'cube'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message, monkeypatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from girih_detectors import DetrDecoder, DetrEncoder, QueryHeads
+from girih_detectors import DetrDecoder, DetrEncoder, QueryHeads, TransformerSettings
 from girih_detectors.detr_encoder import FeedForward, to_memory, voxel_centres
 
 SHAPES = ((3, 8, 12), (3, 4, 6))
@@ -14,12 +14,12 @@ LEVELS = 288, 72
 WIDTH = {"dim": 16, "heads": 8, "levels": 2, "points": 4, "feedforward": 32}
 
 
-def encoder(layers=1, **settings) -> DetrEncoder:
-    return DetrEncoder(layers, **(WIDTH | settings))
+def encoder(layers=1, checkpoint_layers=False, **settings) -> DetrEncoder:
+    return DetrEncoder(layers, TransformerSettings(**(WIDTH | settings)), checkpoint_layers=checkpoint_layers)
 
 
 def decoder(layers=2, **settings) -> DetrDecoder:
-    return DetrDecoder(layers, **(WIDTH | {"classes": 3} | settings))
+    return DetrDecoder(layers, TransformerSettings(**(WIDTH | settings)), classes=3, prior=0.05)
 
 
 def randomise(module) -> None:

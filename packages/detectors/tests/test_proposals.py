@@ -89,7 +89,9 @@ def test_what_is_not_usable_learns_nothing() -> None:
     memory = torch.randn(1, 100, 16, requires_grad=True)
     proposed = stage.propose(memory, shapes)
     target = {"boxes": torch.tensor([[0.0, 0, 0, 1, 1, 1]]), "labels": torch.tensor([1])}  # around the first voxel
-    SetLoss()([proposed], [target], (50, 2, 2))["loss"].backward()
+    SetLoss()([LayerOutput(torch.zeros(1, 0, 2), torch.zeros(1, 0, 6))], proposed, [target], (50, 2, 2))[
+        "loss"
+    ].backward()
     learning = memory.grad[0].abs().sum(1) > 0
     assert torch.equal(learning, usable_proposals(shapes))
 

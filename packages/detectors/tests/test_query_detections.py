@@ -38,8 +38,6 @@ def test_slivers_and_what_lies_outside_fall_after_the_choice() -> None:
     logits = torch.tensor([[3.0], [2.0], [1.0], [0.0]])
     found = select_queries(logits, boxes, IMAGE, max_detections=3)
     assert found["scores"].tolist() == [torch.tensor(1.0).sigmoid().item()]
-    thin = select_queries(logits, boxes, IMAGE, max_detections=3, min_side=0.009)
-    assert thin["scores"].tolist() == torch.tensor([3.0, 1.0]).sigmoid().tolist()
 
 
 def test_no_query_no_detection() -> None:

@@ -15,6 +15,13 @@ PATCH = (16, 24, 32)
 DEFAULT = SetLoss()
 
 
+def judge(layers, targets, loss=DEFAULT):
+    """The loss of decoder layers and, if the last says what is usable, of proposals."""
+    *decoded, last = layers
+    decoded, proposed = (layers, None) if last.usable is None else (decoded, last)
+    return loss(decoded, proposed, targets, PATCH)
+
+
 def layer(batch, queries, classes=2, seed=0, usable=False):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, queries, classes, generator=generator) - 1
@@ -36,7 +43,7 @@ def reference(layers, targets, loss=DEFAULT):
     """{part: float64 scalar with gradient}: for each layer, image and query; every assignment is tried."""
     number = max(1, sum(len(t["labels"]) for t in targets))
     parts = {}
-    for logits, boxes, usable in layers:
+    for logits, boxes, usable, _ in layers:
         prefix = "" if usable is None else "encoder_"
         for image, truth in enumerate(targets):
             rows = [q for q in range(logits.shape[1]) if usable is None or usable[image, q]]
@@ -124,13 +131,13 @@ def test_the_loss_is_that_of_one_query_after_the_other(objects, queries, classes
     layers = [layer(b, queries, classes, seed), layer(b, queries, classes, seed + 1)]
     layers.append(layer(b, 5, classes, seed + 2, usable=True))
     targets = [target(n, seed + image, classes) for image, n in enumerate(objects)]
-    assert_same(SetLoss()(layers, targets, PATCH), reference(layers, targets), layers)
+    assert_same(judge(layers, targets), reference(layers, targets), layers)
 
 
 def test_other_settings() -> None:
     loss = SetLoss(2.0, 0.25, 2.0, 3.0, 1.5, 0.5, 1.0, 4.0)
     layers, targets = [layer(2, 4), layer(2, 5, seed=1)], [target(2), target(3, 1)]
-    assert_same(loss(layers, targets, PATCH), reference(layers, targets, loss), layers)
+    assert_same(judge(layers, targets, loss), reference(layers, targets, loss), layers)
 
 
 def test_loss_by_hand() -> None:
@@ -138,7 +145,7 @@ def test_loss_by_hand() -> None:
     truth = {"boxes": torch.tensor([[0.0, 0, 0, 8, 24, 32]]), "labels": torch.tensor([0])}
     logits = torch.tensor([[[0.0], [-math.log(4.0)]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.5, 1, 1, 1], [0.9, 0.9, 0.9, 0.1, 0.1, 0.1]]])
-    found = SetLoss()([LayerOutput(logits, boxes)], [truth], PATCH)
+    found = judge([LayerOutput(logits, boxes)], [truth])
     classification = 0.75 * 0.5 * math.log(2) + 0.25 * 0.2 * math.log(1.25)
     assert found["classification"].item() == pytest.approx(classification)
     assert found["l1"].item() == pytest.approx(5 * (0.25 + 0.5))
@@ -152,14 +159,14 @@ def test_derivative_against_differences() -> None:  # the loss computes in float
 
     def total(*parts):
         again = [LayerOutput(parts[0], parts[1]), LayerOutput(parts[2], parts[3], layers[1].usable)]
-        return SetLoss()(again, targets, PATCH)["loss"].double()
+        return judge(again, targets)["loss"].double()
 
     assert torch.autograd.gradcheck(total, inputs, eps=1e-4, atol=2e-2, rtol=1e-2)
 
 
 def test_the_order_of_objects_and_of_queries_does_not_matter() -> None:
     layers, targets = [layer(2, 7), layer(2, 9, seed=1, usable=True)], [target(4), target(3, 1)]
-    want = SetLoss()(layers, targets, PATCH)
+    want = judge(layers, targets)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         turned = []
@@ -171,7 +178,7 @@ def test_the_order_of_objects_and_of_queries_does_not_matter() -> None:
             LayerOutput(*(part if part is None else part[:, order] for part in each))
             for each, order in zip(layers, orders, strict=True)
         ]
-        found = SetLoss()(mixed, turned, PATCH)
+        found = judge(mixed, turned)
         for name in want:
             torch.testing.assert_close(found[name], want[name])
 
@@ -183,9 +190,9 @@ def test_an_image_without_objects_adds_its_background_only() -> None:
         LayerOutput(*(None if a is None else torch.cat([a, b]) for a, b in zip(each, extra, strict=True)))
         for each, extra in zip(layers, more, strict=True)
     ]
-    alone = SetLoss()(layers, targets, PATCH)
-    with_empty = SetLoss()(joined, [*targets, target(0)], PATCH)
-    background = SetLoss()(more, [target(0)], PATCH)  # over 1, not over the 3 objects of the others
+    alone = judge(layers, targets)
+    with_empty = judge(joined, [*targets, target(0)])
+    background = judge(more, [target(0)])  # over 1, not over the 3 objects of the others
     for name in alone:
         if name.endswith("classification"):
             torch.testing.assert_close(with_empty[name], alone[name] + background[name] / 3)
@@ -197,21 +204,21 @@ def test_an_image_without_objects_adds_its_background_only() -> None:
 def test_an_object_told_twice_takes_a_second_query() -> None:
     layers, truth = [layer(1, 5)], target(1)
     twice = {name: torch.cat([rows, rows]) for name, rows in truth.items()}
-    assert_same(SetLoss()(layers, [twice], PATCH), reference(layers, [twice]), layers)
+    assert_same(judge(layers, [twice]), reference(layers, [twice]), layers)
 
 
 def test_all_twice_is_the_same_loss() -> None:  # queries too: then each copy has a query as good as the first's
     layers, targets = [layer(2, 5), layer(2, 6, seed=1, usable=True)], [target(2), target(3, 1)]
     twice = [LayerOutput(*(None if x is None else torch.cat([x, x], 1) for x in each)) for each in layers]
     truth = [{name: torch.cat([rows, rows]) for name, rows in each.items()} for each in targets]
-    want, found = SetLoss()(layers, targets, PATCH), SetLoss()(twice, truth, PATCH)
+    want, found = judge(layers, targets), judge(twice, truth)
     for name in want:
         torch.testing.assert_close(found[name], want[name])
 
 
 def test_without_objects_every_output_has_a_gradient() -> None:
     layers = [layer(2, 4), layer(2, 6, seed=1, usable=True)]
-    found = SetLoss()(layers, [target(0), target(0)], PATCH)
+    found = judge(layers, [target(0), target(0)])
     (logits, boxes, proposals, sides) = gradients(found["loss"], layers)
     assert (logits > 0).all()
     assert torch.equal(proposals > 0, layers[1].usable[..., None].expand_as(proposals))
@@ -226,8 +233,8 @@ def test_what_is_not_usable_may_be_anything() -> None:
         spoilt.logits[0, 1] = math.inf
         spoilt.boxes[0, 1] = math.nan
     decoder, truth = layer(1, 2), [target(2)]
-    found = SetLoss()([decoder, spoilt._replace(usable=usable)], truth, PATCH)
-    want = SetLoss()([decoder, sound._replace(usable=usable)], truth, PATCH)
+    found = judge([decoder, spoilt._replace(usable=usable)], truth)
+    want = judge([decoder, sound._replace(usable=usable)], truth)
     assert found["loss"] == want["loss"]
     for gradient in gradients(found["loss"], [spoilt]):
         assert gradient.isfinite().all()
@@ -241,7 +248,7 @@ def test_more_objects_than_queries() -> None:
         "labels": torch.tensor([0, 1, 0]),
     }
     logits, boxes = torch.zeros(1, 1, 2, requires_grad=True), torch.tensor([[[0.5, 0.5, 0.5, 0.5, 0.5, 0.5]]])
-    found = SetLoss()([LayerOutput(logits, boxes)], [truth], PATCH)
+    found = judge([LayerOutput(logits, boxes)], [truth])
     assert found["l1"] == 0
     assert found["giou"].item() == pytest.approx(0)
     # alpha (1 - p) log 2 of the right class, (1 - alpha) p log 2 of the other, over three objects
@@ -252,23 +259,28 @@ def test_more_objects_than_queries() -> None:
 
 def test_the_warning_names_the_numbers_and_the_field() -> None:
     targets = [target(2), {**target(5, 1), "case_id": "lung_3"}, target(4, 2)]
-    assert too_many_objects(targets, 5) is None
-    message = too_many_objects(targets, 3)
+    assert too_many_objects(targets, 5, 5) is None
+    message = too_many_objects(targets, 3, 3)
     assert "target 1 (case 'lung_3') has 5 objects, the detector 3 queries" in message
     assert "`queries` should be at least 5" in message
+    message = too_many_objects(targets, 3, 12)  # more queries would not help
+    assert "should have at least 5 usable voxels of memory" in message
+    assert "no room for `queries` = 12" in message
 
 
 @pytest.mark.parametrize("counts", [(3, 1, 0, 2), (0, 0, 1, 0), (0, 0, 0, 0)])
 def test_two_processes_equal_one(counts, monkeypatch) -> None:
     layers = [layer(4, 5), layer(4, 7, seed=1, usable=True)]
     targets = [target(n, image) for image, n in enumerate(counts)]
-    joined = SetLoss()(layers, targets, PATCH)["loss"]
+    joined = judge(layers, targets)["loss"]
     monkeypatch.setattr(set_loss, "world_size", lambda: 2)
-    monkeypatch.setattr(set_loss, "mean_over_ranks", lambda x: torch.tensor(sum(counts) / 2))
+    told = []
+    monkeypatch.setattr(set_loss, "mean_over_ranks", lambda x: told.append(x.item()) or torch.tensor(sum(counts) / 2))
     halves = []
     for half in (slice(0, 2), slice(2, 4)):
         mine = [LayerOutput(*(None if x is None else x[half] for x in each)) for each in layers]
-        halves.append(SetLoss()(mine, targets[half], PATCH)["loss"])
+        halves.append(judge(mine, targets[half])["loss"])
+    assert told == [sum(counts[:2]), sum(counts[2:])]
     both = (halves[0] + halves[1]) / 2  # DistributedDataParallel's mean
     torch.testing.assert_close(both, joined)
     for found, want in zip(gradients(both, layers), gradients(joined, layers), strict=True):
@@ -280,19 +292,45 @@ def test_float32_under_autocast() -> None:
     half = [LayerOutput(x.logits.bfloat16(), x.boxes.bfloat16(), x.usable) for x in layers]
     exact = [LayerOutput(x.logits.float(), x.boxes.float(), x.usable) for x in half]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = SetLoss()(half, targets, PATCH)
-    want = SetLoss()(exact, targets, PATCH)
+        found = judge(half, targets)
+    want = judge(exact, targets)
     assert {value.dtype for value in found.values()} == {torch.float32}
     for name in want:
         assert torch.equal(found[name], want[name])
 
 
-def test_outputs_that_are_not_finite_are_named() -> None:
-    broken = layer(2, 3)
+@pytest.mark.parametrize("objects", [(1, 1), (1, 0), (0, 0)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["logits", "boxes"])
+def test_outputs_that_are_not_finite_are_named(what, value, objects) -> None:  # also a class that no object has
+    sound, broken = layer(2, 3), layer(2, 5, usable=True)
+    query = int(broken.usable[1].nonzero()[0])
     with torch.no_grad():
-        broken.boxes[1, 2, 0] = math.nan
-    with pytest.raises(ValueError, match=r"target 1 \(case 'c7'\), layer 0: a matching cost is NaN"):
-        SetLoss()([broken], [target(1), {**target(1), "case_id": "c7"}], PATCH)
+        getattr(broken, what)[1, query, 1] = value
+    targets = [{**target(n), "labels": torch.zeros(n).long(), "case_id": f"c{n}"} for n in objects]
+    with pytest.raises(ValueError, match=rf"target 1 \(case 'c{objects[1]}'\), layer 1: .*not finite"):
+        judge([sound, broken], targets)
+
+
+def test_nothing_is_taught_where_nobody_knows_what_there_is() -> None:
+    """By hand: three queries on a patch whose last half along x is not valid, one there answers for the object."""
+    valid = torch.ones(PATCH, dtype=torch.bool)
+    valid[:, :, 16:] = False
+    truth = {"boxes": torch.tensor([[4.0, 6, 20, 12, 18, 28]]), "labels": torch.tensor([0]), "valid": valid}
+    logits = torch.tensor([[[0.0], [0.0], [0.0]]], requires_grad=True)
+    rows = [[0.5, 0.5, 0.75, 0.5, 0.5, 0.25], [0.5, 0.5, 15.9 / 32, 1, 1, 1], [0.5, 0.5, 16.1 / 32, 1, 1, 1]]
+    found = judge([LayerOutput(logits, torch.tensor([rows]))], [truth])
+    assert found["classification"].item() == pytest.approx((0.75 + 0.25) * 0.5 * math.log(2))
+    found["loss"].backward()
+    assert (logits.grad != 0).flatten().tolist() == [True, True, False]
+
+
+def test_a_layer_may_say_itself_what_is_background() -> None:
+    logits = torch.zeros(1, 3, 1, requires_grad=True)
+    truth = {**target(0), "valid": torch.zeros(PATCH, dtype=torch.bool)}
+    told = LayerOutput(logits, torch.full((1, 3, 6), 0.5), background=torch.tensor([[True, False, True]]))
+    judge([told], [truth])["loss"].backward()
+    assert (logits.grad != 0).flatten().tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,10 @@ from .positional_encoding import PositionalEncoding3D
 from .postprocess import PostProcessing, select_detections
 from .proposals import TwoStage
 from .query_detections import select_queries
-from .query_heads import QueryHeads
+from .query_heads import LayerOutput, QueryHeads
 from .retina_unet import RetinaUNet
-from .set_loss import LayerOutput, SetLoss
+from .set_loss import SetLoss
+from .transformer_settings import TransformerSettings
 
 __all__ = [
     "CENTRE_OFFSET",
@@ -66,6 +67,7 @@ __all__ = [
     "SegmentationHead",
     "SetLoss",
     "Target",
+    "TransformerSettings",
     "TwoStage",
     "Volume",
     "anchor_grid",

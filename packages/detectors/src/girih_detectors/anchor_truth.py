@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .anchors import AnchorGrid
 from .atss import match_atss
 from .interfaces import Target
+from .valid_voxels import far_from_invalid
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,12 @@ def anchor_truth(targets: Sequence[Target], grid: AnchorGrid) -> AnchorTruth:
     for image, target in enumerate(targets):
         match = match_atss(target["boxes"].float(), grid)
         if "valid" in target:
-            background[image] = _far_from_invalid(target["valid"], grid)
+            # the middle of cell i is voxel i * stride, see `anchors.CENTRE_OFFSET`
+            cells = [far_from_invalid(target["valid"], stride, middle=False) for stride in grid.strides]
+            background[image] = torch.cat(cells).repeat_interleave(grid.per_cell)
         background[image, match.anchors] = False
         positives.append(image * n + match.anchors)
         labels.append(target["labels"][match.objects])
         boxes.append(target["boxes"].float()[match.objects])
         anchors.append(grid.boxes(match.anchors))
     return AnchorTruth(torch.cat(positives), torch.cat(labels), torch.cat(boxes), torch.cat(anchors), background)
-
-
-def _far_from_invalid(valid: Bool[Tensor, "z y x"], grid: AnchorGrid) -> Bool[Tensor, " n"]:
-    """Whether no voxel less than a stride around the middle of each anchor's cell is invalid.
-
-    The middle of cell i is voxel i * stride, see `anchors.CENTRE_OFFSET`.
-    """
-    cells = []
-    for stride in grid.strides:
-        invalid = (~valid).float()[None]
-        for axis, step in enumerate(stride):  # one after the other: a window of 63^3 voxels is slow
-            window, steps, margin = [1, 1, 1], [1, 1, 1], [0, 0, 0]
-            window[axis], steps[axis], margin[axis] = 2 * step - 1, step, step - 1
-            invalid = F.max_pool3d(invalid, window, steps, margin)
-        cells.append(invalid.flatten() == 0)
-    return torch.cat(cells).repeat_interleave(grid.per_cell)

@@ -32,4 +32,5 @@ def logit(fractions: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def _sides(boxes: Tensor, image_zyx: Triple) -> Tensor:
-    return full_precision(boxes).new_tensor((*image_zyx, *image_zyx))
+    # filled on the device: a copy of numbers from the host would wait for it
+    return torch.cat([full_precision(boxes).new_full((1,), side) for side in image_zyx]).repeat(2)

@@ -6,11 +6,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .anchors import Triple
 from .channel_mapper import ChannelMapper
+from .deformable_attention import Directions
 from .detr_decoder import DetrDecoder
 from .detr_encoder import DetrEncoder, to_memory
 from .interfaces import Detections, Pyramid, Target
@@ -18,8 +19,11 @@ from .ops.backends import Backend
 from .positional_encoding import PositionalEncoding3D
 from .proposals import TwoStage
 from .query_detections import select_queries
-from .set_loss import LayerOutput, SetLoss, too_many_objects
-from .targets import check_images, check_targets
+from .query_heads import LayerOutput
+from .set_loss import SetLoss, too_many_objects
+from .targets import check_classes, check_levels, check_targets, image_shape
+from .transformer_settings import TransformerSettings
+from .valid_voxels import far_from_invalid
 
 SET_LOSS = SetLoss()
 
@@ -53,8 +57,12 @@ class DeformableDETR(nn.Module):
 
     `forward(images, targets)` is the training loss {"loss", parts} (`SetLoss`): a scalar with gradient and detached
     parts that add up to it. Several processes under DistributedDataParallel give the gradient of one process with the
-    joined batch; every rank has to call `forward`. Targets need `boxes` and `labels` only: `instances` and `valid` are
-    not looked at, so queries in voxels that are not valid learn that there is nothing.
+    joined batch; every rank has to call `forward`. Targets need `boxes` and `labels` only.
+
+    A query that answers for no object teaches nothing if the centre of its box lies in a voxel that is not `valid`, and
+    neither does a voxel of memory whose centre is less than one stride from such a voxel, along every axis and level by
+    level: so a small object that is to be ignored, marked as not valid, is not taught as background. Those that answer
+    for an object count wherever they are.
 
     The defaults are the paper's ("The Missing Piece" trains nnDetection v2's `def_detr`), `ORIGINAL_2D` has the 2D
     original's.
@@ -77,6 +85,7 @@ class DeformableDETR(nn.Module):
         position_offset: of the positional encoding, in voxels of a map; the 2D original has -0.5.
         checkpoint_encoder: keep less of the encoder's layers for the gradient, and run them again: the same numbers.
         max_detections: pairs of query and class that `detect` keeps per image.
+        directions: in which heads of deformable attention start to look: see `DeformableAttention3D`.
         backend: of deformable attention, "triton" or "torch"; "auto" is Triton on CUDA.
 
     Raises:
@@ -102,29 +111,26 @@ class DeformableDETR(nn.Module):
         position_offset: float = 0.0,
         checkpoint_encoder: bool = False,
         max_detections: int = 100,
+        directions: Directions = "auto",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if len(classes) == 0 or len(set(classes)) != len(classes):
-            raise ValueError(f"classes are {list(classes)}, wanted at least one and each once")
-        counts = {"encoder_layers": (encoder_layers, 0), "feedforward": (feedforward, 1)}
-        for name, (number, least) in (counts | {"max_detections": (max_detections, 1)}).items():
-            if number < least:
-                raise ValueError(f"{name} is {number}, wanted {least} or more")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}, wanted at least 0 and less than 1")
+        if max_detections < 1:
+            raise ValueError(f"max_detections is {max_detections}, wanted 1 or more")
+        maps = len(pyramid.channels)
         self.pyramid = pyramid
-        self.classes = tuple(classes)
-        self.levels = _check_levels(pyramid, levels)
+        self.classes = check_classes(classes)
+        self.levels = check_levels(pyramid, range(max(0, maps - 4), maps) if levels is None else levels)
         self.loss = loss
         self.max_detections = max_detections
         self.mapper = ChannelMapper([pyramid.channels[level] for level in self.levels], dim)
         self.positions = PositionalEncoding3D(dim, len(self.levels), position_offset)
-        width: dict[str, Any] = {"dim": dim, "heads": heads, "levels": len(self.levels), "points": points}
-        inside: dict[str, Any] = {"feedforward": feedforward, "dropout": dropout, "backend": backend}
-        self.encoder = DetrEncoder(encoder_layers, **width, **inside, checkpoint_layers=checkpoint_encoder)
+        settings = TransformerSettings(
+            dim, heads, len(self.levels), points, feedforward, dropout, directions=directions, backend=backend
+        )
+        self.encoder = DetrEncoder(encoder_layers, settings, checkpoint_layers=checkpoint_encoder)
         self.proposals = TwoStage(dim, len(self.classes), queries, prior)
-        self.decoder = DetrDecoder(decoder_layers, **width, **inside, classes=len(self.classes), prior=prior)
+        self.decoder = DetrDecoder(decoder_layers, settings, classes=len(self.classes), prior=prior)
         self._warned = False
 
     def tensors(self, images: Float[Tensor, "b c z y x"]) -> tuple[Tensor, Tensor]:
@@ -132,8 +138,8 @@ class DeformableDETR(nn.Module):
 
         Boxes are centre and sides in units of the patch.
         """
-        logits, boxes, _ = self._read(images)[-2]  # the encoder's proposals come last
-        return logits, boxes
+        last = self._read(images)[0][-1]
+        return last.logits, last.boxes
 
     def forward(self, images: Float[Tensor, "b c z y x"], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the training loss of a batch.
@@ -144,22 +150,25 @@ class DeformableDETR(nn.Module):
             ValueError: images or targets do not fit (see `targets`); the message names the image and the row. Or the
                 network's output is not finite.
         """
-        shape = self._check(images)
+        shape = image_shape(self.pyramid, images)
         check_targets(targets, len(images), shape, len(self.classes), instances=False)
-        layers = self._read(images)
-        if not self._warned and (message := too_many_objects(targets, layers[0].logits.shape[1])):
+        decoded, proposed = self._read(images)
+        queries = decoded[0].logits.shape[1]
+        if not self._warned and (message := too_many_objects(targets, queries, self.proposals.queries)):
             warnings.warn(message, stacklevel=2)
             self._warned = True
-        return self.loss(layers, targets, shape)
+        return self.loss(decoded, proposed._replace(background=self._background(targets, proposed)), targets, shape)
 
     @torch.no_grad()
     def detect(self, images: Float[Tensor, "b c z y x"]) -> list[Detections]:
         """Return the detections of every image, in voxel edges of that image.
 
+        The mode stays as it is: call `eval()` before, as `detect_volume` does, if there is dropout.
+
         Raises:
             ValueError: images do not fit, or the network's output is not finite.
         """
-        shape = self._check(images)
+        shape = image_shape(self.pyramid, images)
         return self.postprocess(self.tensors(images), shape)
 
     def postprocess(self, tensors: Sequence[Tensor], image_zyx: Triple) -> list[Detections]:
@@ -178,8 +187,8 @@ class DeformableDETR(nn.Module):
         limit = self.max_detections
         return [select_queries(a, b, image_zyx, max_detections=limit) for a, b in zip(logits, boxes, strict=True)]
 
-    def _read(self, images: Tensor) -> list[LayerOutput]:
-        """Return what each layer of the decoder says, and, last, the encoder's proposals."""
+    def _read(self, images: Tensor) -> tuple[list[LayerOutput], LayerOutput]:
+        """Return what each layer of the decoder says, and what the encoder proposes."""
         maps = self.pyramid(images)
         memory, shapes = to_memory(self.mapper([maps[level] for level in self.levels]))
         # under autocast this is float32, in which residuals add up
@@ -188,19 +197,14 @@ class DeformableDETR(nn.Module):
         proposed = self.proposals.propose(memory, shapes)
         references = self.proposals.choose(proposed, shapes)
         position, content = self.proposals.queries_of(references)
-        return [*self.decoder(content, position, references, memory, shapes), proposed]
+        return self.decoder(content, position, references, memory, shapes), proposed
 
-    def _check(self, images: Tensor) -> Triple:
-        # a pyramid that knows its encoder can say which images it takes
-        encoder = getattr(self.pyramid, "encoder", self.pyramid)
-        return check_images(images, self.pyramid.strides, getattr(encoder, "in_channels", None))
-
-
-def _check_levels(pyramid: Pyramid, levels: Sequence[int] | None) -> tuple[int, ...]:
-    maps = len(pyramid.channels)
-    chosen = tuple(range(max(0, maps - 4), maps)) if levels is None else tuple(levels)
-    if len(chosen) == 0 or any(not 0 <= level < maps for level in chosen):
-        raise ValueError(f"levels are {chosen}, the pyramid has maps 0..{maps - 1}")
-    if list(chosen) != sorted(set(chosen)):
-        raise ValueError(f"levels are {chosen}, wanted ascending, finest first")
-    return chosen
+    @torch.no_grad()
+    def _background(self, targets: Sequence[Target], proposed: LayerOutput) -> Bool[Tensor, "b s"]:
+        """Return which voxels of memory are far enough from what is not valid to be background."""
+        background = torch.ones(proposed.logits.shape[:2], dtype=torch.bool, device=proposed.logits.device)
+        for row, target in zip(background, targets, strict=True):
+            if "valid" in target:
+                strides = [self.pyramid.strides[level] for level in self.levels]
+                row[:] = torch.cat([far_from_invalid(target["valid"], stride, middle=True) for stride in strides])
+        return background

@@ -6,11 +6,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .anchors import Triple
-from .deformable_attention import DeformableAttention3D
 from .detr_encoder import FeedForward
-from .ops.backends import Backend
-from .query_heads import QueryHeads
-from .set_loss import LayerOutput
+from .query_heads import LayerOutput, QueryHeads
+from .transformer_settings import TransformerSettings
 
 
 class DecoderLayer(nn.Module):
@@ -19,16 +17,15 @@ class DecoderLayer(nn.Module):
     After each the residual and a LayerNorm. A query's position joins what asks and what is asked, not what is told.
     """
 
-    def __init__(
-        self, dim: int, heads: int, levels: int, points: int, feedforward: int, dropout: float, backend: Backend
-    ) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        self.cross_attention = DeformableAttention3D(dim, heads, levels, points, backend=backend)  # checks the numbers
+        dim, heads, dropout = settings.dim, settings.heads, settings.dropout
+        self.cross_attention = settings.attention()  # checks the numbers
         self.cross_norm = nn.LayerNorm(dim)
         self.self_attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
         self.self_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.feed_forward = FeedForward(dim, feedforward, dropout)
+        self.feed_forward = FeedForward(dim, settings.feedforward, dropout)
         nn.init.xavier_uniform_(self.self_attention.out_proj.weight)
 
     def forward(
@@ -55,41 +52,20 @@ class DetrDecoder(nn.Module):
 
     Args:
         layers: how many, 1 or more.
-        dim: width of queries and memory.
+        settings: of each.
         classes: how many.
-        heads: of both attentions.
-        levels: maps in memory.
-        points: that a head looks at on a level.
-        feedforward: hidden width.
-        dropout: of what attentions and feed-forward add, of the attention's weights and of the hidden layer.
         prior: of the class heads.
-        backend: of the cross-attention.
 
     Raises:
         ValueError: no layer.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        *,
-        dim: int,
-        classes: int,
-        heads: int,
-        levels: int,
-        points: int,
-        feedforward: int,
-        dropout: float = 0.0,
-        prior: float = 0.05,
-        backend: Backend = "auto",
-    ) -> None:
+    def __init__(self, layers: int, settings: TransformerSettings, *, classes: int, prior: float) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"decoder_layers is {layers}, wanted 1 or more")
-        self.layers = nn.ModuleList(
-            DecoderLayer(dim, heads, levels, points, feedforward, dropout, backend) for _ in range(layers)
-        )
-        self.heads = nn.ModuleList(QueryHeads(dim, classes, prior) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(settings) for _ in range(layers))
+        self.heads = nn.ModuleList(QueryHeads(settings.dim, classes, prior) for _ in range(layers))
 
     def forward(
         self,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .anchors import Triple
-from .deformable_attention import DeformableAttention3D
-from .ops.backends import Backend
+from .transformer_settings import TransformerSettings
 
 
 def to_memory(maps: Sequence[Tensor]) -> tuple[Float[Tensor, "b s dim"], tuple[Triple, ...]]:
@@ -48,14 +47,12 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Deformable self-attention, then feed-forward; after each the residual and a LayerNorm."""
 
-    def __init__(
-        self, dim: int, heads: int, levels: int, points: int, feedforward: int, dropout: float, backend: Backend
-    ) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        self.attention = DeformableAttention3D(dim, heads, levels, points, backend=backend)
-        self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.feed_forward = FeedForward(dim, feedforward, dropout)
+        self.attention = settings.attention()
+        self.norm = nn.LayerNorm(settings.dim)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.feed_forward = FeedForward(settings.dim, settings.feedforward, settings.dropout)
 
     def forward(
         self,
@@ -75,34 +72,19 @@ class DetrEncoder(nn.Module):
 
     Args:
         layers: how many, 0 or more.
-        dim: width of memory.
-        heads: of the attention.
-        levels: maps in memory.
-        points: that a head looks at on a level.
-        feedforward: hidden width.
-        dropout: of what attention and feed-forward add, and of the hidden layer.
-        backend: of the attention.
+        settings: of each.
         checkpoint_layers: in training keep only what enters each layer and run it again for the gradient: the same
             numbers, less memory.
+
+    Raises:
+        ValueError: a negative number of layers.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        *,
-        dim: int,
-        heads: int,
-        levels: int,
-        points: int,
-        feedforward: int,
-        dropout: float = 0.0,
-        backend: Backend = "auto",
-        checkpoint_layers: bool = False,
-    ) -> None:
+    def __init__(self, layers: int, settings: TransformerSettings, *, checkpoint_layers: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(dim, heads, levels, points, feedforward, dropout, backend) for _ in range(layers)
-        )
+        if layers < 0:
+            raise ValueError(f"encoder_layers is {layers}, wanted 0 or more")
+        self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(layers))
         self.checkpoint_layers = checkpoint_layers
 
     def forward(
@@ -110,7 +92,7 @@ class DetrEncoder(nn.Module):
     ) -> Float[Tensor, "b s dim"]:
         """Return the memory after all layers; `position` joins the queries of every layer."""
         centres = torch.cat([voxel_centres(shape, memory.device) for shape in spatial_shapes])
-        centres = centres.expand(len(memory), -1, -1)
+        centres = centres.expand(memory.shape[0], -1, -1)  # len() would fix it in torch.export
         again = self.checkpoint_layers and self.training and torch.is_grad_enabled()
         for layer in self.layers:
             if again:

@@ -187,4 +187,4 @@ def _seeds(targets: Sequence[Target], device: torch.device) -> Int64[Tensor, " b
 
 def _at_least_one(count: int, like: Tensor) -> Tensor:
     """The mean over ranks of a count, such that the sum over ranks is at least 1."""
-    return mean_over_ranks(torch.tensor(float(count), device=like.device)).clamp(min=1 / world_size())
+    return mean_over_ranks(torch.full((), float(count), device=like.device)).clamp(min=1 / world_size())

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .centre_boxes import centre_to_edges
@@ -24,16 +23,17 @@ def matching_costs(
     objects: Float[Tensor, "b n 6"],
     labels: Int64[Tensor, "b n"],
     *,
-    classification: float = 2.0,
-    l1: float = 5.0,
-    giou_weight: float = 2.0,
-    gamma: float = 1.0,
-    alpha: float = 0.75,
+    classification: float,
+    l1: float,
+    giou_weight: float,
+    gamma: float,
+    alpha: float,
 ) -> Float[Tensor, "b n q"]:
     """Return what it costs to let each query answer for each object, float32 (Zhu et al. 2021, appendix A.4).
 
     classification * (focal loss of the object's class as a positive - as a negative) + l1 * |box - object|
-    - giou_weight * GIoU. Boxes and objects are (z, y, x, dz, dy, dx), centre and sides in units of the patch.
+    - giou_weight * GIoU. Boxes and objects are (z, y, x, dz, dy, dx), centre and sides in units of the patch. A query
+    of which any logit, of whatever class, or any number of its box is not finite costs NaN for all objects.
     """
     boxes, objects = boxes.float(), objects.float()
     p = logits.float().sigmoid()
@@ -42,9 +42,12 @@ def matching_costs(
     # (b, q, classes) -> (b, n, q): row j is the class of object j
     focal = (positive - negative).mT.gather(1, labels[:, :, None].expand(-1, -1, boxes.shape[1]))
     costs = classification * focal + l1 * torch.cdist(objects, boxes, p=1)
-    return costs - giou_weight * giou(centre_to_edges(objects)[:, :, None], centre_to_edges(boxes)[:, None])
+    costs -= giou_weight * giou(centre_to_edges(objects)[:, :, None], centre_to_edges(boxes)[:, None])
+    finite = logits.isfinite().all(-1) & boxes.isfinite().all(-1)
+    return costs.masked_fill_(~finite[:, None], torch.nan)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # scipy's part cannot be traced
 @torch.no_grad()
 def match_hungarian(
     costs: Float[Tensor, "b n q"],
@@ -109,6 +112,8 @@ def _assign(costs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     matrix = np.full((len(rows), len(queries)), np.inf)
     np.put_along_axis(matrix, column.reshape(rows.shape), costs, axis=1)
     usable = np.isfinite(matrix).any(0)  # a column that is forbidden to all is infeasible to scipy
+    from scipy.optimize import linear_sum_assignment  # 0.3 s to import, and only training needs it
+
     chosen, picked = linear_sum_assignment(matrix[:, usable])
     return queries[usable][picked].astype(np.int64), chosen
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from .anchors import Triple
 from .detr_encoder import voxel_centres
 from .positional_encoding import box_encoding
-from .query_heads import QueryHeads
-from .set_loss import LayerOutput
+from .query_heads import LayerOutput, QueryHeads
 
 FINEST_SIDE = 0.05  # Deformable DETR, `gen_encoder_output_proposals`
 LARGEST_SIDE = 0.9
@@ -88,10 +87,11 @@ class TwoStage(nn.Module):
 
     def propose(self, memory: Float[Tensor, "b s dim"], spatial_shapes: Sequence[Triple]) -> LayerOutput:
         """Return the logits and boxes of all voxels of memory, and which of them are usable."""
-        references = proposal_boxes(spatial_shapes, memory.device).expand(len(memory), -1, -1)
-        usable = usable_proposals(spatial_shapes, memory.device).expand(len(memory), -1)
-        logits, boxes, _ = self.heads(self.norm(self.project(memory)), references)
-        return LayerOutput(logits, boxes, usable)
+        # shape[0], not len(): torch.export would take the number of images for a constant
+        references = proposal_boxes(spatial_shapes, memory.device).expand(memory.shape[0], -1, -1)
+        usable = usable_proposals(spatial_shapes, memory.device).expand(memory.shape[0], -1)
+        proposed: LayerOutput = self.heads(self.norm(self.project(memory)), references)
+        return proposed._replace(usable=usable)
 
     def choose(self, proposed: LayerOutput, spatial_shapes: Sequence[Triple]) -> Float[Tensor, "b q 6"]:
         """Return the boxes of the best usable, best first, without gradient."""

@@ -10,6 +10,8 @@ from .interfaces import Detections
 from .lowest import lowest
 from .ops.boxes import clip, wider_than
 
+MIN_SIDE = 0.01  # voxels, after clipping; as `PostProcessing` has it
+
 
 @torch.no_grad()
 def select_queries(
@@ -18,19 +20,17 @@ def select_queries(
     image_zyx: Triple,
     *,
     max_detections: int = 100,
-    min_side: float = 0.01,
 ) -> Detections:
     """Return the detections of one image.
 
-    Sigmoid, the best pairs of query and class, voxel edges, clip, drop slivers; no NMS, since queries have learnt to
-    differ. Equal scores rank by flat (query, class) index.
+    Sigmoid, the best pairs of query and class, voxel edges, clip, drop what has a side below 0.01 voxels; no NMS, since
+    queries have learnt to differ. Equal scores rank by flat (query, class) index.
 
     Args:
         logits: of every query and class.
         boxes: by centre and sides in units of the image.
         image_zyx: its voxels.
         max_detections: pairs that are kept.
-        min_side: in voxels, after clipping; whatever has a smaller side falls.
 
     Raises:
         ValueError: the network's output is not finite.
@@ -43,5 +43,5 @@ def select_queries(
     if not bool(torch.isfinite(edges).all()):
         raise ValueError(f"{int((~torch.isfinite(edges)).any(1).sum())} of {len(edges)} boxes are not finite")
     edges = clip(edges, image_zyx)
-    wide = wider_than(edges, min_side)
+    wide = wider_than(edges, MIN_SIDE)
     return {"boxes": edges[wide], "scores": scores[pairs[wide]], "labels": (pairs % logits.shape[1])[wide]}

@@ -1,20 +1,33 @@
 """What a query says: which class, and where. One pair of heads per decoder layer, and one for the encoder."""
 
 import math
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .centre_boxes import logit
-from .set_loss import LayerOutput
+
+
+class LayerOutput(NamedTuple):
+    """What one layer says of a batch."""
+
+    logits: Float[Tensor, "b q classes"]
+    """One sigmoid per class."""
+    boxes: Float[Tensor, "b q 6"]
+    """(z, y, x, dz, dy, dx): centre and sides in units of the patch."""
+    usable: Bool[Tensor, "b q"] | None = None
+    """Those that take part, all if None. The others are neither matched nor background."""
+    background: Bool[Tensor, "b q"] | None = None
+    """Those that learn, unless they are matched, that there is nothing; None: whose box's centre is valid."""
 
 
 class QueryHeads(nn.Module):
     """A linear class head, and three linear layers that move a reference box in logit space.
 
-    Starts with every class at the probability `prior` and every box at its reference. Runs in float32 under autocast
-    too: bfloat16 knows a box to half a percent of its place only, and ranks queries by their noise.
+    Starts with every class at the probability `prior` and every box at its reference. Computes in float32 under
+    autocast too, whatever the queries come in: bfloat16 knows a box to half a percent of its place only.
 
     State: `class_head` and `box_head.0`, `.2`, `.4`, each with `weight` and `bias`.
 

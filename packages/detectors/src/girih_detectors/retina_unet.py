@@ -14,7 +14,7 @@ from .heads import Activation, BoxHead, ClassHead, SegmentationHead
 from .interfaces import Detections, Pyramid, Target
 from .losses import cross_entropy_and_dice
 from .postprocess import PostProcessing, select_detections
-from .targets import check_images, check_targets
+from .targets import check_classes, check_levels, check_targets, image_shape
 
 FOCAL_L1 = FocalL1()
 POST_PROCESSING = PostProcessing()
@@ -64,12 +64,10 @@ class RetinaUNet(nn.Module):
         post: PostProcessing = POST_PROCESSING,
     ) -> None:
         super().__init__()
-        width = _check_levels(pyramid, levels)
-        if len(classes) == 0 or len(set(classes)) != len(classes):
-            raise ValueError(f"classes are {list(classes)}, wanted at least one and each once")
         self.pyramid = pyramid
-        self.classes = tuple(classes)
-        self.levels = tuple(levels)
+        self.classes = check_classes(classes)
+        self.levels = check_levels(pyramid, levels)
+        width = _width(pyramid, self.levels)
         self.loss = loss
         self.post = post
         self.anchors_zyx: Tensor
@@ -99,7 +97,7 @@ class RetinaUNet(nn.Module):
             ValueError: images or targets do not fit (see `targets`); the message names the image and the row.
         """
         segment = self.segmentation_head is not None
-        shape = self._check(images)
+        shape = image_shape(self.pyramid, images)
         check_targets(targets, len(images), shape, len(self.classes), instances=segment)
         truth = anchor_truth(targets, self.anchors(shape))  # first: on a GPU its synchronisations do not await the maps
         logits, deltas, *masks = self.tensors(images)
@@ -114,10 +112,12 @@ class RetinaUNet(nn.Module):
     def detect(self, images: Float[Tensor, "b c z y x"]) -> list[Detections]:
         """Return the detections of every image, in voxel edges of that image.
 
+        The mode stays as it is: call `eval()` before, as `detect_volume` does, if the pyramid has dropout.
+
         Raises:
             ValueError: images do not fit, or the network's output is not finite.
         """
-        shape = self._check(images)
+        shape = image_shape(self.pyramid, images)
         return self.postprocess(self._read(self.pyramid(images)), shape)
 
     def postprocess(self, tensors: Sequence[Tensor], image_zyx: Triple) -> list[Detections]:
@@ -151,11 +151,6 @@ class RetinaUNet(nn.Module):
         chosen = [maps[level] for level in self.levels]
         return self.class_head(chosen), self.box_head(chosen)
 
-    def _check(self, images: Tensor) -> Triple:
-        # a pyramid that knows its encoder can say which images it takes
-        encoder = getattr(self.pyramid, "encoder", self.pyramid)
-        return check_images(images, self.pyramid.strides, getattr(encoder, "in_channels", None))
-
     def _segmentation(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         """Half cross-entropy, half 1 - batch Dice, of all objects against the background."""
         foreground = torch.stack([target["instances"] > 0 for target in targets])
@@ -167,12 +162,8 @@ class RetinaUNet(nn.Module):
         return self.loss.segmentation * 0.5 * (entropy + dice)
 
 
-def _check_levels(pyramid: Pyramid, levels: Sequence[int]) -> int:
+def _width(pyramid: Pyramid, levels: Sequence[int]) -> int:
     """Return the width that the levels share."""
-    if len(levels) == 0 or any(not 0 <= level < len(pyramid.channels) for level in levels):
-        raise ValueError(f"levels are {tuple(levels)}, the pyramid has maps 0..{len(pyramid.channels) - 1}")
-    if list(levels) != sorted(set(levels)):
-        raise ValueError(f"levels are {tuple(levels)}, wanted ascending, finest first")
     widths = [pyramid.channels[level] for level in levels]
     if len(set(widths)) != 1:
         raise ValueError(f"levels {tuple(levels)} have {widths} channels, wanted one width for the shared heads")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from girih_detectors import LayerOutput, SetLoss, match_hungarian, matching_costs
+from girih_detectors import LayerOutput, SetLoss, TransformerSettings, match_hungarian, matching_costs
 from girih_detectors.detr_decoder import DetrDecoder
 from girih_detectors.detr_encoder import EncoderLayer
 from girih_detectors.positional_encoding import box_encoding, voxel_encoding
@@ -23,6 +23,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr as thei
 DIM, HEADS, POINTS, LAYERS = 32, 4, 2, 3
 SHAPES = ((6, 9), (3, 4))  # height, width
 DEEP = tuple((1, *shape) for shape in SHAPES)
+SETTINGS = TransformerSettings(DIM, HEADS, len(SHAPES), POINTS, 48, backend="torch")
 TOKENS = sum(height * width for height, width in SHAPES)
 LOSS = SetLoss(gamma=2.0, alpha=0.25, classification=2.0)  # what theirs cannot change, and the original's weight
 
@@ -126,7 +127,9 @@ def test_matcher(queries, counts) -> None:
     for image, truth in enumerate(them):
         objects[image, : counts[image]] = deep(truth["boxes"])
         labels[image, : counts[image]] = truth["class_labels"]
-    costs = matching_costs(logits, deep(boxes), objects, labels, gamma=2.0, alpha=0.25)
+    costs = matching_costs(
+        logits, deep(boxes), objects, labels, classification=2.0, l1=5.0, giou_weight=2.0, gamma=2.0, alpha=0.25
+    )
     pairs = match_hungarian(costs, counts, [queries])
     for image, (rows, columns) in enumerate(wanted):
         mine = pairs[1:, pairs[0] == image].T.tolist()
@@ -142,7 +145,7 @@ def test_loss_and_its_gradient(counts) -> None:
     criterion = DeformableDetrImageLoss(matcher, num_classes=3, focal_alpha=0.25, losses=["labels", "boxes"])
     outputs = [{"logits": logits, "pred_boxes": boxes} for logits, boxes, *_ in layers]
     parts = criterion({**outputs[-1], "auxiliary_outputs": outputs[:-1]}, them)
-    found = LOSS([LayerOutput(logits, deep(boxes)) for logits, boxes, *_ in layers], us, (1, 20, 40))
+    found = LOSS([LayerOutput(logits, deep(boxes)) for logits, boxes, *_ in layers], None, us, (1, 20, 40))
     wanted = {}
     for mine, (theirs_name, weight) in {
         "classification": ("loss_ce", 2),
@@ -195,7 +198,7 @@ def test_proposals() -> None:
 
 def test_encoder_layer(config) -> None:
     wanted = wild(theirs.DeformableDetrEncoderLayer(config))
-    found = EncoderLayer(DIM, HEADS, len(SHAPES), POINTS, 48, 0.0, "torch")
+    found = EncoderLayer(SETTINGS)
     copy_attention(found.attention, wanted.self_attn)
     copy_linear(found.norm, wanted.self_attn_layer_norm)
     copy_feed_forward(found.feed_forward, wanted)
@@ -210,9 +213,7 @@ def test_decoder_with_refined_boxes(config) -> None:
     wanted = theirs.DeformableDetrDecoder(config)
     wanted.bbox_embed = nn.ModuleList(theirs.DeformableDetrMLPPredictionHead(DIM, DIM, 4, 3) for _ in range(LAYERS))
     wild(wanted)
-    found = DetrDecoder(
-        LAYERS, dim=DIM, classes=1, heads=HEADS, levels=len(SHAPES), points=POINTS, feedforward=48, backend="torch"
-    )
+    found = DetrDecoder(LAYERS, SETTINGS, classes=1, prior=0.05)
     for layer, other in zip(found.layers, wanted.layers, strict=True):
         projections = [other.self_attn.q_proj, other.self_attn.k_proj, other.self_attn.v_proj]
         layer.self_attention.in_proj_weight.data.copy_(torch.cat([x.weight.data for x in projections]))

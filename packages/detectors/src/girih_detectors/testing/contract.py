@@ -18,6 +18,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     deployment_checks.check_state_round_trip,
     deployment_checks.check_bfloat16,
     deployment_checks.check_tensors_compile,
+    deployment_checks.check_loss_compiles,
     deployment_checks.check_tensors_export,
     training_checks.check_overfits_one_image,
     training_checks.check_mirrored_objects_have_mirrored_boxes,
