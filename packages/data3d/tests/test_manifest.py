@@ -107,7 +107,7 @@ def test_folder_without_scans(tmp_path: Path) -> None:
 
 def test_same_name_with_two_extensions(folder: Path) -> None:
     d3.write_nifti(np.ones((2, 3, 4), np.float32), folder / "A.nii", affine=np.eye(4))
-    with pytest.raises(d3.ManifestError, match="'a' is given twice"):
+    with pytest.raises(d3.ManifestError, match="'a' is there twice"):
         d3.read_manifest(folder)
 
 
@@ -127,7 +127,7 @@ def case(**changes: Any) -> dict[str, Any]:
         (manifest(classes="c"), "classes is 'c', wanted a list of texts"),
         (manifest(name=3), "name is 3, wanted text"),
         (manifest(cases=[]), "at least one case"),
-        (manifest(cases=[{"case_id": "a", "images": ["a.nii.gz"]}] * 2), "'a' is given twice"),
+        (manifest(cases=[{"case_id": "a", "images": ["a.nii.gz"]}] * 2), "'a' is there twice"),
         (case(images=[]), r"images is \[\], wanted at least one file"),
         (case(label="a.nii.gz"), r"cases\[0\]: unknown key 'label'"),
         (case(case_id="../a"), "case_id '../a' cannot name a folder"),

@@ -251,6 +251,24 @@ def test_an_array_needs_a_voxel_size(tmp_path: Path) -> None:
         d3.read_manifest(tmp_path)
 
 
+def test_a_case_source_holds_plain_numbers_and_a_bare_uid() -> None:
+    numbers = (np.float64(0.5), 2, 3)
+    source = d3.CaseSource("a", (Path("a.nii"),), spacing_zyx_mm=numbers, rescale=(1, -1024), series_uid=" 1.2.3\0")
+    assert (source.spacing_zyx_mm, source.rescale, source.series_uid) == ((0.5, 2.0, 3.0), (1.0, -1024.0), "1.2.3")
+    assert {type(n) for n in (*(source.spacing_zyx_mm or ()), *(source.rescale or ()))} == {float}
+    assert d3.CaseSource("a", (Path("a.nii"),), series_uid=" ").series_uid is None
+
+
+def test_ids_and_images_of_case_sources() -> None:
+    with pytest.raises(ValueError, match="case_id 'a/b' cannot name a folder"):
+        d3.CaseSource("a/b", (Path("a.nii"),))
+    with pytest.raises(ValueError, match="case 'a': images is empty"):
+        d3.CaseSource("a", ())
+    twice = (d3.CaseSource("a", (Path("1.nii"),)), d3.CaseSource("A", (Path("2.nii"),)))
+    with pytest.raises(ValueError, match=r"case 'A' is there twice: 1\.nii and 2\.nii"):
+        d3.Dataset("x", (), twice)
+
+
 def hash_of(path: Path, **more: Any) -> str | None:
     (channel,) = d3.read_scan(path, **more).values
     return channel_sha256(channel)

@@ -10,6 +10,7 @@ from girih_data3d.affine import (
 )
 from girih_data3d.case import Case
 from girih_data3d.case_preparation import prepare_case
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
@@ -19,7 +20,7 @@ from girih_data3d.geometry import Geometry
 from girih_data3d.index import CaseIndex, update_index
 from girih_data3d.instances import resample_instances
 from girih_data3d.leakage import Leak, LeakError, LeakReport, check_no_leak, find_leaks, find_leaks_within
-from girih_data3d.manifest import CaseSource, Dataset, read_manifest
+from girih_data3d.manifest import read_manifest
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import normalize
 from girih_data3d.object_label import ObjectLabel

@@ -1,7 +1,8 @@
 """The files of one case and what is known about it, and a dataset as a list of such cases."""
 
-import sys
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,14 +15,21 @@ from girih_data3d.object_rules import ObjectRule
 from girih_data3d.painting import Paint
 from girih_data3d.resampling import Number, Triple
 
+CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])")
+"""A case id names a folder: no separators, no control characters, no leading or trailing dot, and UTF-8 can hold it."""
+MAX_CASE_ID_BYTES = 200
+"""File systems hold names of 255 bytes; those of exported files are longer than the id."""
+PADDING = " \0\t\r\n"
+"""What stands around a UID in DICOM files and in tables."""
+
 
 @dataclass(frozen=True)
 class CaseSource:
     """The files of one case and what is known about its objects: masks, or boxes and points, or nothing.
 
     Raises:
-        ValueError: objects given in two ways, classes of masks without a mask file, an unknown paint or one for masks,
-            a spacing that is not positive, or a slope of 0.
+        ValueError: an id that cannot name a folder, no image, objects given in two ways, classes of masks without a
+            mask file, an unknown paint or one for masks, a spacing that is not positive, or a slope of 0.
     """
 
     case_id: str
@@ -63,7 +71,12 @@ class CaseSource:
     """The dataset's official part: "train", "val", "test", or the name of a fold."""
 
     def __post_init__(self) -> None:
+        if not CASE_ID.fullmatch(self.case_id) or len(self.case_id.encode()) > MAX_CASE_ID_BYTES:
+            limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
+            raise ValueError(f"case_id {self.case_id!r} cannot name a folder ({limit}, no separators)")
         where = f"case {self.case_id!r}"
+        if not self.images:
+            raise ValueError(f"{where}: images is empty, wanted at least one file")
         labels = {"instances": bool(self.instances), "objects": self.objects is not None, "rule": self.rule is not None}
         given = [name for name, found in labels.items() if found]
         if len(given) > 1:
@@ -74,18 +87,25 @@ class CaseSource:
             raise ValueError(f"{where}: paint is {self.paint!r}, wanted one of {', '.join(get_args(Paint))}")
         if self.paint is not None and given not in ([], ["objects"]):
             raise ValueError(f"{where}: paint is for objects without masks, but {given[0]} is given")
-        spacing, rescale = self.spacing_zyx_mm, self.rescale
-        if spacing is not None and not (len(spacing) == 3 and all(0 < mm < MAX_SPACING_MM for mm in spacing)):
-            raise ValueError(
-                f"{where}: spacing_zyx_mm is {spacing}, wanted three lengths above 0 and below {MAX_SPACING_MM:g} mm"
-            )
-        if rescale is not None and not (len(rescale) == 2 and rescale[0] != 0 and all(map(_is_finite, rescale))):
-            raise ValueError(f"{where}: rescale is {rescale}, wanted a finite slope that is not 0 and an intercept")
+        spacing, rescale = _floats(self.spacing_zyx_mm), _floats(self.rescale)
+        if self.spacing_zyx_mm is not None and not (spacing and all(0 < mm < MAX_SPACING_MM for mm in spacing)):
+            found = f"spacing_zyx_mm is {self.spacing_zyx_mm}"
+            raise ValueError(f"{where}: {found}, wanted three lengths above 0 and below {MAX_SPACING_MM:g} mm")
+        if self.rescale is not None and not (rescale and rescale[0] != 0):
+            found = f"rescale is {self.rescale}"
+            raise ValueError(f"{where}: {found}, wanted a finite slope that is not 0 and an intercept")
+        object.__setattr__(self, "spacing_zyx_mm", spacing)
+        object.__setattr__(self, "rescale", rescale)
+        object.__setattr__(self, "series_uid", (self.series_uid or "").strip(PADDING) or None)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named list of cases; `classes[i]` is the name of class i."""
+    """A named list of cases; `classes[i]` is the name of class i.
+
+    Raises:
+        ValueError: a case id twice; letters' case does not count, for some file systems ignore it.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -93,6 +113,18 @@ class Dataset:
     passed_over: tuple[str, ...] = ()
     """Names in a folder of scans that are none."""
 
+    def __post_init__(self) -> None:
+        seen: dict[str, CaseSource] = {}
+        for source in self.sources:
+            other = seen.setdefault(source.case_id.casefold(), source)
+            if other is not source:
+                raise ValueError(f"case {source.case_id!r} is there twice: {other.images[0]} and {source.images[0]}")
 
-def _is_finite(value: Number) -> bool:
-    return abs(value) <= sys.float_info.max  # also of whole numbers too large for a float
+
+def _floats(values: Sequence[Number] | None) -> tuple[float, ...] | None:
+    """Return numbers as floats; None if one is not finite, also of whole numbers too large for a float."""
+    try:
+        numbers = tuple(float(value) for value in values or ())
+    except OverflowError:
+        return None
+    return numbers if values and all(map(math.isfinite, numbers)) else None

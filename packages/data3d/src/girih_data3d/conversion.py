@@ -11,11 +11,11 @@ from typing import Literal
 
 from girih_data3d.atomic import remove_abandoned, written_aside
 from girih_data3d.case_preparation import prepare_case
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.checksum import BLANK, checked_text
 from girih_data3d.errors import StaleCaseError
 from girih_data3d.index import update_index
 from girih_data3d.layout import INDEX, RECORD, SCHEMA, read_dataset_record
-from girih_data3d.manifest import CaseSource, Dataset
 from girih_data3d.pool import GaveUpError, run_jobs
 from girih_data3d.spec import PrepareSpec
 

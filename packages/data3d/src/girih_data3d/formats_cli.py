@@ -5,8 +5,9 @@ import sys
 import textwrap
 from typing import Any
 
+from girih_data3d.case_source import Dataset
 from girih_data3d.formats import FORMATS, Format, compare_counts, get_format, options_of, parse_options, read_format
-from girih_data3d.manifest import Dataset, read_manifest
+from girih_data3d.manifest import read_manifest
 from girih_data3d.store import Store
 
 WIDTH = 100

@@ -1,7 +1,7 @@
 """dataset.json: which files belong to which case. A folder without one is a set of unlabelled scans."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,13 +15,7 @@ from girih_data3d.object_rules import Components
 from girih_data3d.painting import Paint
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
-__all__ = ["CASE_ID", "MAX_CASE_ID_BYTES", "CaseSource", "Dataset", "read_manifest"]
-
 SCHEMA = 1
-CASE_ID = re.compile(r"(?!\.)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])")
-"""A case id names a folder: no separators, no control characters, no leading or trailing dot, and UTF-8 can hold it."""
-MAX_CASE_ID_BYTES = 200
-"""File systems hold names of 255 bytes; those of exported files are longer than the id."""
 OBJECTS = {"instances", "instance_classes", "ignore", "components", "objects", "paint"}
 OPTIONAL = OBJECTS | {"patient_id", "semantic", "frame", "series_uid", "part", "defaced", "rescale", "spacing_zyx_mm"}
 """Keys that a case may have."""
@@ -69,8 +63,7 @@ def read_manifest(path: Path | str) -> Dataset:
     sources = tuple(
         _case(case, f"{path}: cases[{i}]", path.parent, classes, common) for i, case in enumerate(top["cases"])
     )
-    _refuse_repeated(path, sources)
-    return Dataset(top.text("name"), classes, sources)
+    return _dataset(path, top.text("name"), classes, sources)
 
 
 def _scans_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -90,10 +83,20 @@ def _scans(folder: Path, scans: list[Path], others: Sequence[Path] = ()) -> Data
     sources = []
     for scan in scans:
         modality, series_uid = _own_words(scan)
-        case_id = _case_id(scan_name(scan), str(scan))
-        sources.append(CaseSource(case_id, (scan,), modality=modality, series_uid=series_uid))
-    _refuse_repeated(folder, sources)
-    return Dataset(folder.resolve().name, (), tuple(sources), tuple(p.name for p in others))
+        try:
+            sources.append(CaseSource(scan_name(scan), (scan,), modality=modality, series_uid=series_uid))
+        except ValueError as error:
+            raise ManifestError(f"{scan}: {error}") from error
+    return _dataset(folder, folder.resolve().name, (), sources, tuple(p.name for p in others))
+
+
+def _dataset(
+    where: Path, name: str, classes: tuple[str, ...], sources: Iterable[CaseSource], others: tuple[str, ...] = ()
+) -> Dataset:
+    try:
+        return Dataset(name, classes, tuple(sources), others)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from error
 
 
 def _own_words(scan: Path) -> tuple[str | None, str | None]:
@@ -103,7 +106,7 @@ def _own_words(scan: Path) -> tuple[str | None, str | None]:
 
 def _case(content: Any, where: str, folder: Path, classes: tuple[str, ...], common: dict[str, Any]) -> CaseSource:
     case = Checked(content, where, {"case_id", "images"}, OPTIONAL)
-    case_id = _case_id(case.text("case_id"), where)
+    case_id = case.text("case_id")
     where = case.where = f"{where} ({case_id})"
     files = {key: _files(case, key, folder) for key in ("images", "instances", "semantic", "defaced") if key in case}
     texts = {key: case.text(key) if key in case else None for key in ("patient_id", "series_uid", "part")}
@@ -205,13 +208,6 @@ def _class_of(case: Checked, key: str, kind: str, classes: tuple[str, ...]) -> d
     return {int(number): index for number, index in content.items()}
 
 
-def _case_id(case_id: str, where: str) -> str:
-    if not CASE_ID.fullmatch(case_id) or len(case_id.encode()) > MAX_CASE_ID_BYTES:
-        limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
-        raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder ({limit}, no separators)")
-    return case_id
-
-
 def _inside(folder: Path, name: str, where: str) -> Path:
     """Return the file, which has to exist inside the folder (links are followed)."""
     path = folder / name
@@ -222,11 +218,3 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     if not found.is_relative_to(folder.resolve()):
         raise ManifestError(f"{where}: {name!r} is {found}, outside the dataset's folder {folder.resolve()}")
     return path
-
-
-def _refuse_repeated(where: Path, sources: Sequence[CaseSource]) -> None:
-    seen: set[str] = set()
-    for source in sources:
-        if source.case_id.casefold() in seen:  # two such folders are one on a file system that ignores case
-            raise ManifestError(f"{where}: case_id {source.case_id!r} is given twice")
-        seen.add(source.case_id.casefold())

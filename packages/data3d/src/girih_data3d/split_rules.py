@@ -17,7 +17,6 @@ from itertools import accumulate
 from girih_data3d.resampling import Number
 from girih_data3d.splits import LARGEST_SEED, Cases, Fold, Member, Split, members
 
-
 FOLD = re.compile(r"(.*?)([0-9]{1,9})")
 """A fold's name: one word, a number."""
 

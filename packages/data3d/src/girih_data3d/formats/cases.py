@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.errors import ManifestError
-from girih_data3d.manifest import CASE_ID, MAX_CASE_ID_BYTES, CaseSource, Dataset
 
 
 def make_source(where: str, case_id: str, images: tuple[Path, ...], **fields: Any) -> CaseSource:
@@ -16,9 +16,6 @@ def make_source(where: str, case_id: str, images: tuple[Path, ...], **fields: An
     Raises:
         ManifestError: an id that cannot name a folder, or fields that contradict each other.
     """
-    if not CASE_ID.fullmatch(case_id) or len(case_id.encode(errors="replace")) > MAX_CASE_ID_BYTES:
-        limit = f"at most {MAX_CASE_ID_BYTES} bytes of UTF-8"
-        raise ManifestError(f"{where}: case_id {case_id!r} cannot name a folder ({limit}, no separators)")
     if fields.get("paint") == "none":
         fields["paint"] = None
     try:
@@ -39,18 +36,14 @@ def make_dataset(
         ManifestError: no case, a case id twice (letters' case does not count: some file systems ignore it), or a class
             twice.
     """
-    dataset = Dataset(name, tuple(classes), tuple(sources), tuple(passed_over))
+    try:
+        dataset = Dataset(name, tuple(classes), tuple(sources), tuple(passed_over))
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from error
     if not dataset.sources:
         raise ManifestError(f"{where}: no case of {name} in it")
     if len(set(dataset.classes)) != len(dataset.classes):
         raise ManifestError(f"{where}: a class is given twice: {list(dataset.classes)}")
-    seen: dict[str, CaseSource] = {}
-    for source in dataset.sources:
-        other = seen.setdefault(source.case_id.casefold(), source)
-        if other is not source:
-            raise ManifestError(
-                f"{where}: case {source.case_id!r} is there twice: {other.images[0]} and {source.images[0]}"
-            )
     return dataset
 
 

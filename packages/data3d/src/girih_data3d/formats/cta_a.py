@@ -3,12 +3,12 @@
 import re
 from pathlib import Path, PurePosixPath
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.table import read_csv
-from girih_data3d.manifest import CaseSource, Dataset
 from girih_data3d.object_rules import Components
 from girih_data3d.scan import is_scan, scan_name
 

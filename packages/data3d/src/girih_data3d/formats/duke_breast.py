@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from girih_data3d.case_source import Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
 from girih_data3d.formats.dicom_series import dicom_files, list_series
@@ -23,7 +24,6 @@ from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_file, find_root
 from girih_data3d.formats.spreadsheet import read_xlsx
 from girih_data3d.formats.table import Row
-from girih_data3d.manifest import Dataset
 from girih_data3d.object_label import ObjectLabel
 
 NAME = "duke-breast"

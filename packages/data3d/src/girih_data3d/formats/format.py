@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from girih_data3d.manifest import Dataset
+from girih_data3d.case_source import Dataset
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import reprlib
 from pathlib import Path
 from typing import Literal
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
-from girih_data3d.manifest import CaseSource, Dataset
 from girih_data3d.object_rules import Components, ObjectRule, Votes
 
 NAME = "kits21"

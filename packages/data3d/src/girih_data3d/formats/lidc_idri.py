@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
 from girih_data3d.formats.dicom_series import dicom_files, list_series
@@ -15,7 +16,6 @@ from girih_data3d.formats.lidc_consensus import CLASS_NAMES, READERS, LidcConsen
 from girih_data3d.formats.lidc_xml import CT_MESSAGE, read_heading
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.table import read_csv
-from girih_data3d.manifest import CaseSource, Dataset
 
 NAME = "lidc-idri"
 PATIENT = re.compile(r"LIDC-IDRI-\d{4}")

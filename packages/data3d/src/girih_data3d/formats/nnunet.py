@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.checked_json import is_whole, read_json
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
-from girih_data3d.manifest import CaseSource, Dataset
 from girih_data3d.object_rules import Components
 
 NAME = "nnunet"

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from girih_data3d.case_source import Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.table import Row, read_csv
-from girih_data3d.manifest import Dataset
 from girih_data3d.object_label import ObjectLabel
 
 NAME = "pn9"

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from girih_data3d.case_source import Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.listing import ARCHIVES
 from girih_data3d.formats.options import check_options
 from girih_data3d.formats.registry import get_format
-from girih_data3d.manifest import Dataset
 
 
 def read_format(name: str, folder: Path | str, /, **options: Any) -> Dataset:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.errors import ManifestError
 from girih_data3d.formats.cases import make_dataset, make_source, refuse_missing
 from girih_data3d.formats.format import Counts, Format
 from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.table import Row, read_csv
-from girih_data3d.manifest import CaseSource, Dataset
 
 NAME = "ribfrac"
 TABLE = re.compile(r"ribfrac-(train|val|test)-info.*\.csv", re.IGNORECASE)
