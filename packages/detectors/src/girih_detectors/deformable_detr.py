@@ -157,7 +157,9 @@ class DeformableDETR(nn.Module):
         if not self._warned and (message := too_many_objects(targets, queries, self.proposals.queries)):
             warnings.warn(message, stacklevel=2)
             self._warned = True
-        return self.loss(decoded, proposed._replace(background=self._background(targets, proposed)), targets, shape)
+        proposed = proposed._replace(background=self._background(targets, proposed))
+        losses: dict[str, Tensor] = self.loss(decoded, proposed, targets, shape)
+        return losses
 
     @torch.no_grad()
     def detect(self, images: Float[Tensor, "b c z y x"]) -> list[Detections]:

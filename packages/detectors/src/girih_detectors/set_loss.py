@@ -58,6 +58,8 @@ class SetLoss:
         if self.alpha > 1:
             raise ValueError(f"alpha is {self.alpha}, wanted 0 to 1")
 
+    # the matching in its middle is for the host: without this torch.compile would trace the network twice
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         decoded: Sequence[LayerOutput],

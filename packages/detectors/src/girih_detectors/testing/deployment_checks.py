@@ -86,9 +86,10 @@ def check_tensors_export(make: Make) -> None:
     torch.export.save(program, file)
     file.seek(0)
     loaded = torch.export.load(file)
+    here, there = program.module(), loaded.module()
     for some in (images[:1], images):
         with torch.no_grad():
-            wanted, exported, reloaded = detector.tensors(some), program.module()(some), loaded.module()(some)
+            wanted, exported, reloaded = detector.tensors(some), here(some), there(some)
         _require_close(exported, wanted, "exported")
     for i, (a, b) in enumerate(zip(reloaded, exported, strict=True)):
         require(torch.equal(a, b), f"output {i} of the export changes when it is saved and loaded")
