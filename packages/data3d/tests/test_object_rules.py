@@ -286,8 +286,8 @@ def test_a_mask_in_a_wide_window_gets_a_tight_box(tmp_path: Path) -> None:
         (lambda: Votes(((0, (Path("a"), Path("b"))),), readers=1), r"objects\[0\] has 2 masks, wanted at most one per"),
         (lambda: Votes((), share=0), "share is 0, wanted above 0 and at most 1"),
         (lambda: Votes((), share=1.5), r"share is 1\.5"),
-        (lambda: d3.CaseSource("a", (), (Path("l"),), rule=Votes(())), "both instances and rule"),
-        (lambda: d3.CaseSource("a", (), objects=(), rule=Votes(())), "both objects and rule"),
+        (lambda: d3.CaseSource("a", (Path("i"),), (Path("l"),), rule=Votes(())), "both instances and rule"),
+        (lambda: d3.CaseSource("a", (Path("i"),), objects=(), rule=Votes(())), "both objects and rule"),
     ],
 )
 def test_values_out_of_range(make: object, message: str) -> None:
