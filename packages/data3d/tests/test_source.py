@@ -213,12 +213,13 @@ def headed(shape: str) -> bytes:
         (npy(np.zeros((1, 1, 1, 4, 5))), "wanted"),
         (npy(np.zeros((3, 0, 5))), "has an empty axis"),
         (npy(np.full((3, 4, 5), np.nan)), "60 of 60 voxels are NaN or infinite"),
-        (npy(VALUES).replace(b"(3, 4, 5)", b"(3, 4, 5"), "not a readable array"),
-        (headed("(-3, 4, 5)"), "has an empty axis"),
-        (headed("(9999, 9999, 9999)"), "voxels, wanted at most"),
+        (npy(VALUES).replace(b"(3, 4, 5)", b"(3, 4, 5"), "not an array in numpy's format"),
+        (npy(VALUES).replace(b"'fortran_order'", b"0              "), "not an array in numpy's format"),
+        (headed("(-3, 4, 5)"), "not an array in numpy's format"),
+        (headed("(9999, 9999, 9999)"), "truncated"),
         (headed("(300, 400, 500)"), "truncated"),
-        (headed("3"), "not a readable array"),
-        (npy(VALUES).replace(b"NUMPY\x01", b"NUMPY\x07"), r"version \(7, 0\) of numpy's format"),
+        (headed("3"), "not an array in numpy's format"),
+        (npy(VALUES).replace(b"NUMPY\x01", b"NUMPY\x07"), r"not an array in numpy's format .* \(7, 0\)"),
     ],
 )
 def test_arrays_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:

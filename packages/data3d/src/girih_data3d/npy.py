@@ -9,9 +9,6 @@ from jaxtyping import Float64, Shaped
 from girih_data3d.errors import ScanError
 from girih_data3d.grid_checks import Frame, check_shape, choose_frames
 
-MAGIC = b"\x93NUMPY"
-VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-"""Of the header; the third is for names that are not Latin-1, which plain numbers do not have."""
 LPS_IN_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -26,26 +23,17 @@ def read_npy(path: Path, frame: Frame | None = None) -> tuple[Shaped[np.ndarray,
         ScanError: not an array of plain numbers (a pickle is never loaded), truncated, or not three-dimensional.
     """
     try:
-        with path.open("rb") as stream:
-            start = stream.read(len(MAGIC))
-            if start != MAGIC:
-                raise ScanError(f"{path}: not an array in numpy's format, it begins with {start!r}")
-            stream.seek(0)
-            version = np.lib.format.read_magic(stream)
-            if version not in VERSIONS:
-                raise ScanError(f"{path}: version {version} of numpy's format, wanted one of {sorted(VERSIONS)}")
-            shape, _, dtype = VERSIONS[version](stream)
-        if dtype.kind not in "iufb":
-            raise ScanError(f"{path}: voxels of type {dtype}, wanted plain numbers; a pickle is never loaded")
-        spatial = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
-        if len(spatial) != 3:
-            raise ScanError(f"{path}: shape {shape}, wanted (z, y, x) or (1, z, y, x)")
-        check_shape(path, spatial)
-        choose_frames(path, 1, frame)
-        voxels = np.lib.format.open_memmap(path, mode="r").reshape(spatial)
-    except (OSError, ValueError, SyntaxError, TokenError) as error:
-        if isinstance(error, ScanError):
-            raise
-        raise ScanError(f"{path}: not a readable array in numpy's format, or truncated: {error}") from error
+        voxels = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, TypeError, ArithmeticError, SyntaxError, TokenError) as error:
+        raise ScanError(
+            f"{path}: not an array in numpy's format (a pickle is never loaded), or truncated: {error}"
+        ) from error
+    if voxels.dtype.kind not in "iufb":
+        raise ScanError(f"{path}: voxels of type {voxels.dtype}, wanted plain numbers")
+    spatial = voxels.shape[1:] if voxels.ndim == 4 and len(voxels) == 1 else voxels.shape
+    if len(spatial) != 3:
+        raise ScanError(f"{path}: shape {voxels.shape}, wanted (z, y, x) or (1, z, y, x)")
+    check_shape(path, spatial)
+    choose_frames(path, 1, frame)
     plain = voxels.view(np.uint8) if voxels.dtype.kind == "b" else voxels
-    return plain.transpose(), LPS_IN_RAS.copy()
+    return plain.reshape(spatial).transpose(), LPS_IN_RAS.copy()

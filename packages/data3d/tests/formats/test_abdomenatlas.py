@@ -28,7 +28,11 @@ def root(tmp_path: Path, scans: dict[str, Any]) -> Path:
 
 def test_tissues_and_no_objects(root: Path, scans: dict[str, Any], prepare: Callable[..., d3.Store]) -> None:
     dataset = read_format("abdomenatlas", root)
-    assert (dataset.name, dataset.classes, dataset.passed_over) == ("abdomenatlas", (), ("TextReports",))
+    assert (dataset.name, dataset.classes, dataset.passed_over) == (
+        "abdomenatlas",
+        (),
+        ("TextReports: not a folder BDMAP_<number>",),
+    )
     store = prepare(dataset)
     assert not store.index.annotated.any()
     for number, name in enumerate(("plain", "flipped", "turned"), start=1):
@@ -53,7 +57,8 @@ def test_folders_without_a_scan(root: Path) -> None:
     found = r"BDMAP_00000003/ct.nii.gz: no such file; found \['combined_labels.nii.gz', 'segmentations'\]; partial=true"
     with pytest.raises(d3.ManifestError, match=found):
         read_format("abdomenatlas", root)
-    assert len(read_format("abdomenatlas", root, partial=True).sources) == 2
+    dataset = read_format("abdomenatlas", root, partial=True)
+    assert (len(dataset.sources), dataset.passed_over[1:]) == (2, ("BDMAP_00000003: no ct.nii.gz",))
     assert len(read_format("abdomenatlas", root.parent, partial=True).sources) == 2
 
 

@@ -43,7 +43,12 @@ def ids(root: Path, **options: Any) -> list[str]:
 def test_layout(root: Path, prepare: Callable[..., d3.Store], scans: dict[str, Any]) -> None:
     dataset = read_format("bids", root)
     assert (dataset.name, dataset.classes) == ("ds000999", ())
-    assert dataset.passed_over == ("derivatives", "sourcedata")
+    assert dataset.passed_over == (
+        "derivatives: not a subject",
+        "sourcedata: not a subject",
+        "sub-01/anat/sub-01_T2w.nii.gz: the suffix is T2w",
+        "sub-02: no image with the suffix T1w in anat",
+    )
     assert [(source.case_id, source.patient_id, source.modality, source.part) for source in dataset.sources] == [
         ("sub-01_T1w", "sub-01", "MR", None),
         (Path(LATER).name.removesuffix(".nii.gz"), "sub-NDARINV0A1B2C3D", "MR", None),
@@ -70,6 +75,11 @@ def test_suffixes(root: Path) -> None:
 
 def test_sessions(root: Path) -> None:
     first = ids(root, sessions="first")
+    passed_over = read_format("bids", root, sessions="first").passed_over
+    assert [text for text in passed_over if "session" in text] == [
+        f"{ABCD}: not of the first session",
+        f"{IMAGES[4]}: not of the first session",
+    ]
     assert first == ["sub-01_T1w", "sub-NDARINV0A1B2C3D_ses-2YearFollowUpYArm1_run-01_T1w"]
     (root / LATER).rename(root / LATER.replace("T1w", "T2w"))
     assert len(ids(root, sessions="first")) == 3  # the first that has such images, with both runs

@@ -90,7 +90,7 @@ def test_volumes_without_a_chest(root: Path) -> None:
     (root / "metadata" / "no_chest_train.txt").write_text(text)
     dataset = read_format("ct-rate", root)
     assert {source.patient_id for source in dataset.sources} == {"train_1", "valid_1"}
-    assert dataset.passed_over == ("train_2_a_1.nii.gz", "train_2_a_2.nii.gz")
+    assert dataset.passed_over == ("train_2_a_1.nii.gz: shows no chest", "train_2_a_2.nii.gz: shows no chest")
     assert len(read_format("ct-rate", root, chest_only=False, keep="all").sources) == 6
 
 
@@ -105,6 +105,8 @@ def test_the_folder_above_and_below(root: Path) -> None:
     [
         ({"XYSpacing": "[0.7 0.7 0.7]"}, r"row 2: XYSpacing is '\[0.7 0.7 0.7\]', wanted two numbers"),
         ({"XYSpacing": ""}, r"row 2: XYSpacing is ''"),
+        ({"XYSpacing": "0.7 mm, 0.7 mm"}, r"row 2: XYSpacing is '0.7 mm, 0.7 mm', wanted two numbers"),
+        ({"XYSpacing": "[0.7, -0.7]"}, r"row 2: XYSpacing is '\[0.7, -0.7\]', wanted two numbers"),
         ({"XYSpacing": "[0.7, 0]"}, r"row 2: case 'train_1_a_1': spacing_zyx_mm is \(2.5, 0.7, 0.0\)"),
         ({"ZSpacing": "nan"}, "row 2: ZSpacing is 'nan', wanted a finite number"),
         ({"RescaleSlope": 0}, "row 2: case 'train_1_a_1': rescale is"),
@@ -118,6 +120,31 @@ def test_rows_that_cannot_be(
     write_rows(root / "metadata" / "train_metadata.csv", [HEADER, *lines])
     with pytest.raises(d3.ManifestError, match=message):
         read_format("ct-rate", root, keep="all")
+    for seed in range(4):  # whichever of the scan's two volumes is drawn
+        with pytest.raises(d3.ManifestError, match=message):
+            read_format("ct-rate", root, seed=seed)
+
+
+def test_series_of_both_releases(root: Path, scans: dict[str, Any], write_rows: Callable[..., Path]) -> None:
+    lines = [[*line(name), f"1.2.{name}"] for name in VOLUMES[:5]]
+    write_rows(root / "metadata" / "train_metadata.csv", [[*HEADER, "SeriesInstanceUID"], *lines])
+    wanted = {name: f"1.2.{name}" for name in VOLUMES[:5]} | {VOLUMES[5]: None}
+    for name in VOLUMES:
+        scans["flipped"].write(place(root, name, "_fixed"))
+    for release in ("original", "fixed"):
+        sources = read_format("ct-rate", root, release=release, keep="all").sources
+        assert {source.case_id: source.series_uid for source in sources} == wanted
+        assert {source.rescale for source in sources} == {None if release == "fixed" else (1.0, -8192.0)}
+
+
+def test_a_volume_of_the_other_part(root: Path, write_rows: Callable[..., Path]) -> None:
+    (root / "valid" / "valid_1").rename(root / "train" / "valid_1")
+    with pytest.raises(d3.ManifestError, match=r"valid_1_a_1.nii.gz: a volume of valid, but .*train is of train"):
+        read_format("ct-rate", root)
+    (root / "train" / "valid_1").rename(root / "valid" / "valid_1")
+    write_rows(root / "metadata" / "validation_metadata.csv", [HEADER, line("train_1_a_1")])
+    with pytest.raises(d3.ManifestError, match=r"VolumeName is 'train_1_a_1.nii.gz', wanted .* valid_1_a_1.nii.gz"):
+        read_format("ct-rate", root)
 
 
 def test_names_in_the_table(root: Path, write_rows: Callable[..., Path]) -> None:

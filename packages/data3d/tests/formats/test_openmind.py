@@ -103,11 +103,15 @@ def test_paths_in_other_letters_and_other_folders(root: Path, write_rows: Callab
     assert read_format("openmind", root) == before
     (root / "OpenMind").rename(root / "openmind")
     (root / "openmind" / "ds000001").rename(root / "openmind" / "DS000001")
-    assert [s.case_id for s in read_format("openmind", root).sources] == IDS
-    assert read_format("openmind", root).sources[0].images[0] == root / "openmind" / T1.replace("ds", "DS", 1)
+    (root / "openmind" / "DS000001" / "sub-01").rename(root / "openmind" / "DS000001" / "Sub-01")
+    found = [name.replace("ds000001__sub-01", "DS000001__Sub-01") for name in IDS]  # ids as the folders are spelt
+    sources = read_format("openmind", root).sources
+    assert [source.case_id for source in sources] == found
+    assert sources[0].patient_id == "DS000001__Sub-01"
+    assert sources[0].images[0] == root / "openmind" / T1.replace("ds000001/sub", "DS000001/Sub")
     (root / "openneuro_metadata.csv").rename(root / "openmind" / "openneuro_metadata.csv")
     for folder in (root / "openmind", root):  # the table inside the folder of the studies
-        assert [s.case_id for s in read_format("openmind", folder).sources] == IDS
+        assert [s.case_id for s in read_format("openmind", folder).sources] == found
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,8 @@ def test_paths_in_other_letters_and_other_folders(root: Path, write_rows: Callab
     [
         (2, "", "row 2: image_path is '', wanted a text"),
         (1, "", "row 2: modality is '', wanted a text"),
+        (2, ".", r"row 2: image_path is '\.', wanted a path inside the folder OpenMind"),
+        (2, "OpenMind", r"row 2: image_path is 'OpenMind', wanted a path inside"),
         (2, "../sub-01/a.nii.gz", r"row 2: image_path is '../sub-01/a.nii.gz', wanted a path inside"),
         (2, "/data/sub-01/a.nii.gz", "row 2: image_path is '/data/sub-01/a.nii.gz', wanted a path inside"),
         (2, "ds000001/sub-09/anat/sub-09_T1w.nii.gz", "row 2: image_path: .*sub-09_T1w.nii.gz: no such file; partial"),

@@ -33,13 +33,15 @@ def read(folder: Path, *, missing: Literal["refuse", "unlabelled"] = "refuse", p
         ManifestError: no BDMAP folder, one without ct.nii.gz, or one without combined_labels.nii.gz.
     """
     root = find_root(folder, _is_root, "folders BDMAP_<number>")
+    passed_over = [f"{name}: not a folder BDMAP_<number>" for name in root.folders if not SCAN.fullmatch(name)]
     sources = []
     for name in root.folders:
         if SCAN.fullmatch(name):
             here = list_folder(root.folder / name)
-            if IMAGE in here.names or not partial:
+            if partial and IMAGE not in here.names:
+                passed_over.append(f"{name}: no {IMAGE}")
+            else:
                 sources.append(_case(here, missing == "unlabelled"))
-    passed_over = [name for name in root.folders if not SCAN.fullmatch(name)]
     return make_dataset(root.folder, NAME, (), sources, passed_over)
 
 

@@ -33,8 +33,8 @@ def read(
 ) -> Dataset:
     """Read every `sub-*/[ses-*/]anat/*_T1w.nii.gz`, as it is named in OpenNeuro studies and in ABCD.
 
-    A patient is a subject, with all sessions. Nothing is labelled. Derivatives, sourcedata and whatever else is no
-    sub-<label> folder are passed over; a subject without such images has no case.
+    A patient is a subject, with all sessions. Nothing is labelled. Passed over are derivatives, sourcedata and whatever
+    else is no sub-<label> folder, subjects without such images, images of other suffixes and of later sessions.
 
     Args:
         folder: that holds the folders sub-<label>, or the one above.
@@ -53,6 +53,7 @@ def read(
     types = tuple(name.strip() for name in datatypes.split(",") if name.strip())
     parts = _parts(root, part_column) if part_column else {}
     others: Counter[str] = Counter()
+    passed_over = [f"{name}: not a subject" for name in root.folders if not name.startswith("sub-")]
     sources = []
     for subject in root.folders:
         if not subject.startswith("sub-"):
@@ -61,21 +62,25 @@ def read(
         for session, datatype, path in _images(root.folder / subject, types):
             match = IMAGE.fullmatch(path.name)
             if match is None or match["suffix"] not in wanted:
-                others[match["suffix"] if match else path.name] += 1
+                suffix = match["suffix"] if match else path.name
+                others[suffix] += 1
+                passed_over.append(f"{path.relative_to(root.folder)}: the suffix is {suffix}")
                 continue
             begin = subject if session is None else f"{subject}_{session}"
             if not match["entities"].startswith(f"{begin}_"):
                 raise ManifestError(f"{path}: wanted a name that begins with {begin}_")
             if sessions == "first" and taken not in (None, session or ""):
+                passed_over.append(f"{path.relative_to(root.folder)}: not of the first session")
                 continue
             taken = session or ""
             sources.append(_case(path, match["id"], subject, datatype, FRAMES[frame], parts if part_column else None))
+        if taken is None:
+            passed_over.append(f"{subject}: no image with the suffix {' or '.join(wanted)} in {', '.join(types)}")
     if not sources:
         there = ", ".join(f"{name} ({count})" for name, count in others.most_common(8)) or "none"
         raise ManifestError(
             f"{root.folder}: no images with the suffix {' or '.join(wanted)} in {', '.join(types)}; there are {there}"
         )
-    passed_over = [name for name in root.folders if not name.startswith("sub-")]
     return make_dataset(root.folder, root.folder.resolve().name, (), sources, passed_over)
 
 

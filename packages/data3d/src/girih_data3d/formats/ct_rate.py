@@ -14,12 +14,14 @@ from girih_data3d.formats.listing import Listing, find_root, list_folder
 from girih_data3d.formats.table import Row, read_csv
 
 NAME = "ct-rate"
-VOLUME = re.compile(r"(?P<scan>(?P<patient>(train|valid)_\d+)_[a-z]+)_\d+\.nii\.gz")
+VOLUME = re.compile(r"(?P<scan>(?P<patient>(?P<part>train|valid)_\d+)_[a-z]+)_\d+\.nii\.gz")
 PARTS = {"train": "train", "valid": "val"}
 """Beginning of the folders' names -> official part."""
 INNER = ("train", "train_fixed", "valid", "valid_fixed")
 TABLES = {"train": ("train_metadata.csv",), "valid": ("validation_metadata.csv", "valid_metadata.csv")}
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+PAIR = re.compile(rf"\[?\s*{NUMBER}(?:\s*[,;]\s*|\s+){NUMBER}\s*\]?")
+"""How XYSpacing is written: [0.7, 0.7]."""
 COLUMNS = {"VolumeName": (), "RescaleSlope": (), "RescaleIntercept": (), "XYSpacing": (), "ZSpacing": ()}
 
 
@@ -37,7 +39,8 @@ def read(
     The headers of the original files hold neither voxel sizes nor Hounsfield units: slope, intercept and spacing are
     those of `metadata/{train, validation}_metadata.csv`, columns VolumeName, RescaleSlope, RescaleIntercept, XYSpacing
     ("[0.7, 0.7]") and ZSpacing, as the authors' loader takes them. In the second release, folders `train_fixed` and
-    `valid_fixed`, voxels and headers are right, and the table would spoil them once more; they are read as they are.
+    `valid_fixed`, voxels and headers are right, and these numbers would spoil them once more; they are read as they
+    are. Of both releases a column SeriesInstanceUID is taken, where the table has one.
 
     Args:
         folder: that holds train or train_fixed, or the one above.
@@ -66,17 +69,16 @@ def read(
                 "voxel sizes of these files"
             )
         others = _no_chest(root, begin) if chest_only else frozenset()
-        files = {name: path for name, path in _files(root.folder / place).items() if name not in others}
-        passed_over += sorted(others)
+        files = {name: path for name, path in _files(root.folder / place, begin).items() if name not in others}
+        passed_over += [f"{name}: shows no chest" for name in sorted(others)]
         wanted = [name for name in rows or () if name not in others and name not in files]
         if wanted and not partial:
             raise ManifestError(
                 f"{_expected(root.folder / place, wanted[0])}: no such file ({len(wanted)} such rows of the table); "
                 "partial=true takes the files that are there"
             )
-        for name in _kept(files, keep, seed):
-            given = None if place.endswith("_fixed") else rows
-            sources.append(_case(name, files[name], part, given))
+        cases = {name: _case(name, path, part, rows, fixed=place.endswith("_fixed")) for name, path in files.items()}
+        sources += [cases[name] for name in _kept(cases, keep, seed)]
     if not sources:
         raise ManifestError(
             f"{root.folder}: no volumes such as train_1/train_1_a/train_1_a_1.nii.gz (release {release})"
@@ -94,8 +96,8 @@ def _place(root: Listing, begin: str, release: str) -> str | None:
     return next((name for name in names if name in root.folders), None)
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the volumes by name."""
+def _files(folder: Path, begin: str) -> dict[str, Path]:
+    """Return the volumes of a part by name."""
     found: dict[str, Path] = {}
     for patient in list_folder(folder).folders:
         for scan in list_folder(folder / patient).folders:
@@ -104,6 +106,10 @@ def _files(folder: Path) -> dict[str, Path]:
                 match = VOLUME.fullmatch(name)
                 if match is None or (match["patient"], match["scan"]) != (patient, scan):
                     raise ManifestError(f"{listing.folder / name}: wanted a name such as {scan}_1.nii.gz here")
+                if match["part"] != begin:
+                    raise ManifestError(
+                        f"{listing.folder / name}: a volume of {match['part']}, but {folder} is of {begin}"
+                    )
                 found[name] = listing.folder / name
     return found
 
@@ -122,7 +128,8 @@ def _rows(root: Listing, begin: str) -> dict[str, Row] | None:
     for row in read_csv(path, COLUMNS, {"SeriesInstanceUID": ()}):
         name = row.text("VolumeName")
         name = name if name.endswith(".nii.gz") else f"{name}.nii.gz"
-        if not VOLUME.fullmatch(name):
+        match = VOLUME.fullmatch(name)
+        if match is None or match["part"] != begin:
             raise ManifestError(f"{row.where}: VolumeName is {name!r}, wanted a name such as {begin}_1_a_1.nii.gz")
         if name in rows:
             raise ManifestError(f"{row.where}: {name} is there twice, first in {rows[name].where}")
@@ -169,10 +176,11 @@ def _kept(names: Collection[str], keep: str, seed: int) -> list[str]:
     return sorted(chosen)
 
 
-def _case(name: str, path: Path, part: str, rows: dict[str, Row] | None) -> CaseSource:
+def _case(name: str, path: Path, part: str, rows: dict[str, Row] | None, *, fixed: bool) -> CaseSource:
     row = None if rows is None else rows.get(name)
-    if rows is not None and row is None:
+    if row is None and not fixed:
         raise ManifestError(f"{path}: no row of the table has this volume")
+    numbers = None if fixed else row
     where = str(path) if row is None else row.where
     return make_source(
         where,
@@ -181,18 +189,18 @@ def _case(name: str, path: Path, part: str, rows: dict[str, Row] | None) -> Case
         patient_id="_".join(name.split("_")[:2]),
         modality="CT",
         part=part,
-        rescale=None if row is None else (row.number("RescaleSlope"), row.number("RescaleIntercept")),
-        spacing_zyx_mm=None if row is None else _spacing(row),
-        series_uid=(row["SeriesInstanceUID"] or None) if row is not None else None,
+        rescale=None if numbers is None else (numbers.number("RescaleSlope"), numbers.number("RescaleIntercept")),
+        spacing_zyx_mm=None if numbers is None else _spacing(numbers),
+        series_uid=None if row is None else row["SeriesInstanceUID"],
     )
 
 
 def _spacing(row: Row) -> tuple[float, float, float]:
     """Return the voxel size along z, y (of rows, DICOM's first number) and x."""
-    numbers = NUMBER.findall(row["XYSpacing"])
-    if len(numbers) != 2:
+    match = PAIR.fullmatch(row["XYSpacing"])
+    if match is None:
         raise ManifestError(f"{row.where}: XYSpacing is {row['XYSpacing']!r}, wanted two numbers such as [0.7, 0.7]")
-    return row.number("ZSpacing"), float(numbers[0]), float(numbers[1])
+    return row.number("ZSpacing"), float(match[1]), float(match[2])
 
 
 FORMAT = Format(

@@ -31,8 +31,9 @@ def read(
     """Read `openneuro_metadata.csv` and `OpenMind/ds000001/sub-01/[ses-1/]anat/sub-01_T1w.nii.gz`.
 
     Paths in the columns image_path, anon_mask_path and anat_mask_path are relative to the folder OpenMind, or to that
-    of the table if there is none; a path that is there in other upper and lower case letters is taken. Voxels of the
-    anonymisation mask are not `valid` in patches. A patient is a subject of a study. Nothing is labelled.
+    of the table if there is none; a path that is there in other upper and lower case letters is taken, and its own
+    letters name case and patient. Voxels of the anonymisation mask are not `valid` in patches. A patient is a subject
+    of a study. Nothing is labelled.
 
     Args:
         folder: that holds the table, or the one above.
@@ -81,7 +82,8 @@ def _case(row: Row, tree: "_Tree", anatomy: bool, partial: bool) -> CaseSource |
         if partial:
             return None
         raise _missing(row, "image_path", tree, parts)
-    subject = next((part for part in parts if part.startswith("sub-")), None)
+    parts = image.relative_to(tree.base).parts
+    subject = next((part for part in parts if part.casefold().startswith("sub-")), None)
     if subject is None or len(parts) < 3:
         raise ManifestError(f"{row.where}: image_path is {row['image_path']!r}, wanted <study>/sub-<id>/.../<file>")
     return make_source(
@@ -108,7 +110,7 @@ def _mask(row: Row, column: str, tree: "_Tree") -> Path | None:
 def _parts(row: Row, column: str) -> tuple[str, ...]:
     """Return the folders and the name of a path below the folder OpenMind."""
     path = PurePosixPath(row.text(column).replace("\\", "/"))
-    parts = path.parts[1:] if path.parts[0].casefold() == FOLDER.casefold() else path.parts
+    parts = path.parts[1:] if path.parts[:1] and path.parts[0].casefold() == FOLDER.casefold() else path.parts
     if path.is_absolute() or ".." in parts or not parts:
         raise ManifestError(f"{row.where}: {column} is {row[column]!r}, wanted a path inside the folder {FOLDER}")
     return parts
