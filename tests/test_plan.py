@@ -4,12 +4,10 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import girih_data3d
+from girih.batches import plan_differences
 from girih.cli import main
 from girih.commands.finetune import Finetune
 from girih.commands.plan import Plan as PlanCommand
@@ -29,8 +28,7 @@ from girih.networks import make_detector
 from girih.plans import PRESETS, Plan
 from girih.recipes import Recipe
 from girih.samples import SamplesUnavailable, fetch, lidc
-from girih_data3d.planning.anchors import START, mean_best_iou, optimise_anchors, without_outliers
-from girih_data3d.planning.memory import activation_bytes, loss_bytes, parameters
+from girih_data3d.planning.memory import Precision, activation_bytes, loss_bytes, parameters
 from girih_data3d.planning.network import ANCHORS, Encoder, Network
 from girih_data3d.planning.planner import FIXED
 from girih_data3d.planning.topology import plan_topology
@@ -107,9 +105,10 @@ def as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("as_cuda")
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("encoder", ["resenc_l", "retina_unet"])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_counted_memory_is_what_autograd_keeps(name: str, encoder: Encoder) -> None:
+def test_counted_memory_is_what_autograd_keeps(name: str, encoder: Encoder, precision: Precision) -> None:
     network = Network(TOPOLOGIES[name], encoder, in_channels=2, classes=3)
     detector = Outputs(
         make_detector(plan_of(network), in_channels=2, classes=("a", "b", "c"), segmentation=True, seed=0)
@@ -121,22 +120,24 @@ def test_counted_memory_is_what_autograd_keeps(name: str, encoder: Encoder) -> N
             key: torch.empty(t.shape, dtype=t.dtype, requires_grad=isinstance(t, nn.Parameter)) for key, t in tensors
         }
         images = torch.empty(BATCH, 2, *network.topology.patch_zyx)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             kept = kept_bytes(
                 lambda: functional_call(detector, state, (images,)),
                 {t.untyped_storage()._cdata for t in state.values()},
             )
-    weights = 2 * sum(p.numel() for p in detector.parameters() if p.ndim == 5)  # bfloat16 copies, with the parameters
-    assert BATCH * activation_bytes(network) == pytest.approx(kept - weights, rel=TOLERANCE)
+    copies = {"no": 0, "bf16": 2}[precision]  # bfloat16, counted with the parameters
+    weights = copies * sum(p.numel() for p in detector.parameters() if p.ndim == 5)
+    assert BATCH * activation_bytes(network, precision) == pytest.approx(kept - weights, rel=TOLERANCE)
 
 
-def test_counted_memory_of_the_losses_is_what_autograd_keeps() -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_counted_memory_of_the_losses_is_what_autograd_keeps(precision: Precision, dtype: torch.dtype) -> None:
     network = Network(plan_topology((32, 32, 32), (1, 1, 1)), "resenc_l", in_channels=1, classes=3)
     voxels = math.prod(network.topology.patch_zyx)
     strides = [network.topology.strides[level] for level in network.topology.levels]
     anchors = ANCHORS * sum(voxels // math.prod(stride) for stride in strides)
-    logits = torch.zeros(anchors, 3, dtype=torch.bfloat16, requires_grad=True)
-    masks = torch.zeros(1, 2, *network.topology.patch_zyx, dtype=torch.bfloat16, requires_grad=True)
+    logits = torch.zeros(anchors, 3, dtype=dtype, requires_grad=True)
+    masks = torch.zeros(1, 2, *network.topology.patch_zyx, dtype=dtype, requires_grad=True)
     wanted = torch.zeros(anchors, 3)
 
     def losses() -> Tensor:
@@ -144,8 +145,8 @@ def test_counted_memory_of_the_losses_is_what_autograd_keeps() -> None:
         return (focal * torch.ones(anchors)).sum() + sum(cross_entropy_and_dice(masks, masks[:, 0] > 0))
 
     kept = kept_bytes(losses, {logits.untyped_storage()._cdata, masks.untyped_storage()._cdata})
-    outputs = anchors * (12 + 2 * 3) + voxels * 2 * 2 + wanted.nbytes
-    assert loss_bytes(network) == pytest.approx(kept + outputs, rel=TOLERANCE)
+    outputs = dtype.itemsize * (anchors * (6 + 3) + voxels * 2) + wanted.nbytes
+    assert loss_bytes(network, precision) == pytest.approx(kept + outputs, rel=TOLERANCE)
 
 
 @pytest.fixture(scope="session")
@@ -173,24 +174,44 @@ def nodules_mm() -> np.ndarray:
 
 
 @pytest.mark.samples
-def test_anchors_fit_the_nodules_of_lidc_better_than_differential_evolution(nodules_mm: np.ndarray) -> None:
-    assert len(nodules_mm) == 1389
-    strides = [(4,) * 3, (8,) * 3, (16,) * 3, (32,) * 3]
-    began = time.process_time()
-    found = optimise_anchors(nodules_mm, strides)  # at 1 mm
-    assert time.process_time() - began < 10
-    start = np.array(list(product(START, repeat=3)))
-    at_start = mean_best_iou(without_outliers(nodules_mm), start, np.array(strides) / 4)
-    assert at_start == pytest.approx(0.624, abs=1e-3)
-    # 3 x 5000 evaluations of nevergrad's TwoPointsDE on the same sizes came to 0.78296 (packages/data3d/tests/peers)
-    assert found.mean_best_iou > 0.787 > 0.78296 > at_start
+def test_the_sizes_that_data3d_tests_with_are_those_of_the_nodules_of_lidc(nodules_mm: np.ndarray) -> None:
+    path = Path(__file__).parents[1] / "packages" / "data3d" / "tests" / "data" / "lidc_nodules.json"
+    np.testing.assert_allclose(json.loads(path.read_text())["sides_zyx_mm"], nodules_mm, atol=1e-3)
+
+
+def test_a_plan_that_no_network_can_be_built_from_is_refused_before_any_work(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = PRESETS["demo"].to_json()
+    path = tmp_path / "plan.json"
+    for field, change, message in (
+        ("encoder", {"class": "ResidualEncodr"}, "encoder class: found 'ResidualEncodr'"),
+        ("neck", {"kwargs": {"out_chanels": 32}}, "neck kwargs of UFPN"),
+    ):
+        path.write_text(json.dumps({**content, field: {**content[field], **change}}))
+        arguments = ["--data", str(raw), "--out", str(tmp_path / "out"), "--plan", str(path)]
+        for command in ("prepare", "finetune"):
+            assert main([command, *arguments]) == 2
+            assert f"{path}: field '{field}': {message}" in " ".join(capsys.readouterr().err.split())
+            assert not (tmp_path / "out" / "index").exists()
+
+
+def test_another_dataset_than_the_plans_is_said(raw: Path, tmp_path: Path) -> None:
+    Prepare(data=raw, out=tmp_path / "store", workers=0).run()
+    store = girih_data3d.Store.open(tmp_path / "store")
+    plan = replace(PRESETS["demo"], spacing_zyx_mm=None, classes=store.classes, dataset="other")
+    assert plan_differences(plan, store) == [f"the plan's dataset is other, that of {store.root} is {store.name}"]
+    assert not plan_differences(replace(plan, dataset=store.name), store)
+    assert not plan_differences(replace(plan, classes=None), store)  # pre-trains on any
 
 
 def test_plan_prepare_finetune(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
     PlanCommand(data=raw, out=path, encoder="retina_unet", memory_gb=4.0, batch_size=2, workers=0).run()
     said = capsys.readouterr().out
-    assert said.startswith(f"{path} (measurements: {tmp_path / 'fingerprint.json'})\n  dataset        balls: 3 cases")
+    assert said.startswith(
+        f"{path} (measurements: {tmp_path / 'fingerprint.json'}, made now)\n  dataset        balls: 3 cases"
+    )
     plan = girih_data3d.read_plan(path)
     assert plan.patch_zyx == (32, 40, 40)  # of 32 x 36 x 40 voxels
     # by hand: a plan that trains in seconds on a CPU

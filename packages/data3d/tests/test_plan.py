@@ -67,6 +67,19 @@ def encoder(**changes: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         ({"schema": 2}, "schema is 2, wanted 1"),
+        ({"schema": True}, "schema is True, wanted 1"),
+        ({"schema": 1.0}, "schema is 1.0, wanted 1"),
+        ({"classes": ["a", "a"]}, r"field 'classes' is \['a', 'a'\], wanted names, each once"),
+        ({"classes": [""]}, "field 'classes'"),
+        ({"patch_zyx": [8192, 8192, 8192]}, "field 'patch_zyx' is .*, wanted at most 2147483648 voxels"),
+        ({"batch_size": 10**12}, "field 'batch_size' is 1000000000000"),
+        ({"spacing_zyx_mm": [1, 1, 1e6]}, "field 'spacing_zyx_mm'"),
+        (
+            {"anchors": {"sizes_zyx_voxels": [[1, 2, 3]], "mean_iou": 1}},
+            "field 'anchors' has the unknown key 'mean_iou",
+        ),
+        ({"encoder": {**PLAN.encoder, "kwarg": 1}}, "field 'encoder' is .*and no other key"),
+        ({"neck": {"class": "UFPN", "kwargs": {}, "x": 1}}, "field 'neck' is .*and no other key"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"patch_zyx": [48, 48]}, r"field 'patch_zyx' is \[48, 48\], wanted three"),
         ({"patch_zyx": [48, 48, 0]}, "field 'patch_zyx'"),
@@ -120,7 +133,17 @@ def test_a_wrong_field_is_named_with_what_was_found(tmp_path: Path, change: dict
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_the_record_of_the_normalisation_is_whole() -> None:
+    plan = replace(PLAN, normalisation={"scheme": "zscore"})
+    assert plan.normalisation == {"scheme": "zscore", "clip": None, "mean": None, "std": None}
+    assert plan.normalisation == plan.prepare_spec().record
+
+
 def test_a_missing_field_is_named() -> None:
+    content = PLAN.to_json()
+    del content["schema"]
+    with pytest.raises(ValueError, match="here: field 'schema' is missing"):
+        d3.plan_from_json(content, "here")
     content = PLAN.to_json()
     del content["neck"]
     with pytest.raises(ValueError, match="here: field 'neck' is missing"):

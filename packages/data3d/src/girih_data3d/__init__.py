@@ -14,7 +14,8 @@ from girih_data3d.case_source import CaseSource, Dataset
 from girih_data3d.conversion import Report, prepare_many
 from girih_data3d.dataset import PatchDataset
 from girih_data3d.errors import CorruptCaseError, ManifestError, ScanError, StaleCaseError
-from girih_data3d.fingerprint import Fingerprint, fingerprint, read_fingerprint, write_fingerprint
+from girih_data3d.fingerprint import Fingerprint, fingerprint
+from girih_data3d.fingerprint_file import measure_or_read, read_fingerprint, write_fingerprint
 from girih_data3d.formats import Counts, Format, compare_counts, get_format, read_format
 from girih_data3d.geometry import Geometry
 from girih_data3d.index import CaseIndex, update_index
@@ -27,7 +28,9 @@ from girih_data3d.object_label import ObjectLabel
 from girih_data3d.object_rules import Components, FoundObjects, ObjectRule, Votes
 from girih_data3d.objects import Objects
 from girih_data3d.paper_splits import paper_split
-from girih_data3d.plan import Plan, plan_from_json, read_plan, write_plan
+from girih_data3d.passed_over import passed_over
+from girih_data3d.plan import Plan, plan_from_json, read_plan, refuse_beside_plan, write_plan
+from girih_data3d.planning.dataset_plan import DatasetPlan, plan_dataset
 from girih_data3d.planning.objects_per_patch import objects_per_patch, queries_for
 from girih_data3d.planning.planner import make_plan
 from girih_data3d.prepare import Prepared, prepare_scan
@@ -50,6 +53,7 @@ __all__ = [
     "CorruptCaseError",
     "Counts",
     "Dataset",
+    "DatasetPlan",
     "Fingerprint",
     "Fold",
     "Format",
@@ -84,12 +88,15 @@ __all__ = [
     "holdout_split",
     "kfold_split",
     "make_plan",
+    "measure_or_read",
     "move_boxes",
     "normalize",
     "objects_per_patch",
     "official_split",
     "origin_of",
     "paper_split",
+    "passed_over",
+    "plan_dataset",
     "plan_from_json",
     "prepare_case",
     "prepare_many",
@@ -103,6 +110,7 @@ __all__ = [
     "read_scan",
     "read_source",
     "read_split",
+    "refuse_beside_plan",
     "resample",
     "resample_instances",
     "rescale_affine",

@@ -18,8 +18,9 @@ from girih_data3d.formats_cli import add_formats, add_reading, print_comparison,
 from girih_data3d.info import as_text, describe_case, describe_dataset
 from girih_data3d.nifti import write_nifti
 from girih_data3d.normalisation import Scheme
-from girih_data3d.plan import read_plan
-from girih_data3d.plan_cli import add_plan, refuse_beside_plan
+from girih_data3d.passed_over import passed_over
+from girih_data3d.plan import read_plan, refuse_beside_plan
+from girih_data3d.plan_cli import add_plan
 from girih_data3d.resampling import Method
 from girih_data3d.spec import Compression, Dtype, PrepareSpec
 from girih_data3d.split_cli import add_leakage, add_split
@@ -27,8 +28,6 @@ from girih_data3d.store import Store
 from girih_data3d.verify import Level, verify
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-SHOWN = 10
-"""Names of what was passed over that are written out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,9 +140,8 @@ def _prepare(options: argparse.Namespace) -> int:
     )
     spec = spec if plan is None else plan.prepare_spec(spec)
     dataset = read_dataset(options)
-    if dataset.passed_over:
-        names, more = ", ".join(dataset.passed_over[:SHOWN]), len(dataset.passed_over) - SHOWN
-        sys.stderr.write(f"girih-data3d: passed over: {names}{f' and {more} more' if more > 0 else ''}\n")
+    if (said := passed_over(dataset)) is not None:
+        sys.stderr.write(f"girih-data3d: {said}\n")
     progress, executor = _Progress(len(dataset.sources[options.shard[0] :: options.shard[1]])), None
     with ExitStack() as stack:
         stack.callback(progress.end)

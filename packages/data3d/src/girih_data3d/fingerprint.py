@@ -7,21 +7,20 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from girih_data3d.annotations import Annotations, read_annotations
-from girih_data3d.atomic import written_aside
 from girih_data3d.case_source import CaseSource, Dataset
-from girih_data3d.checked_json import Checked, read_json
+from girih_data3d.errors import ScanError
 from girih_data3d.painting import paint_mask
 from girih_data3d.planning.quantiles import Intensities, Sample, pool_samples, sample, values_per_case
 from girih_data3d.pool import run_jobs
 from girih_data3d.prepare import choose_grid
-from girih_data3d.readable_json import readable_json
+from girih_data3d.provenance import origin_of
+from girih_data3d.readable_json import plain
 from girih_data3d.resampling import Number
 from girih_data3d.source import read_source
 from girih_data3d.spec import PrepareSpec
@@ -67,24 +66,30 @@ class Fingerprint:
     """Inside objects, or, without any object in the dataset, all voxels that are not zero."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Case id -> why it could not be measured; it is not in `cases`."""
+    sources_sha256: str = field(default="", compare=False)
+    """What was measured, as `sources_sha256` says; no part of `sha256`, for copies have other times."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, always in the same order; "summary" is for people and is not read back."""
-        content = {
+        content = self._content()
+        hashes = {"sha256": content_sha256(content), "sources_sha256": self.sources_sha256}
+        return {"schema": SCHEMA, **hashes, "summary": self.summary(), **content}
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "schema": SCHEMA,
             "dataset": self.dataset,
             "classes": list(self.classes),
             "intensities_of": self.intensities_of,
             "intensities": [None if i is None else asdict(i) for i in self.intensities],
             "failed": dict(self.failed),
-            "cases": [_plain(asdict(case)) for case in self.cases],
+            "cases": [plain(asdict(case)) for case in self.cases],
         }
-        return {"schema": SCHEMA, "sha256": _sha256(content), "summary": self.summary(), **content}
 
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that was measured."""
-        return str(self.to_json()["sha256"])
+        return content_sha256(self._content())
 
     @cached_property
     def sizes(self) -> Int64[np.ndarray, "n 3"]:
@@ -157,17 +162,13 @@ def fingerprint(
     if not dataset.sources:
         raise ValueError(f"dataset {dataset.name!r} has no case, wanted at least one")
     keep = values_per_case(len(dataset.sources))
-    jobs = [(source, dataset.classes, keep) for source in dataset.sources]
-    found: dict[int, _Measured] = {}
-    failed: dict[int, str] = {}
-    with closing(run_jobs(_try_measure, jobs, workers)) as results:
-        for number, outcome in results:
-            if isinstance(outcome, _Measured):
-                found[number] = outcome
-            else:
-                failed[number] = outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
-            if on_progress is not None:
-                on_progress(dataset.sources[number].case_id, "failed" if number in failed else "done")
+    origins = sources_sha256(dataset)
+    labelled = any(source.instances or source.objects or source.rule is not None for source in dataset.sources)
+    where: Where = "objects" if labelled else "nonzero"
+    found, failed = _measure_all(dataset, keep, where, workers, on_progress)
+    if labelled and found and not any(measured.case.boxes for measured in found.values()):
+        where = "nonzero"  # labels without any object, which was not to be known before
+        found, failed = _measure_all(dataset, keep, where, workers, None)
     measured = [found[number] for number in sorted(found)]
     for number in sorted(found):
         first, case = measured[0].case, found[number].case
@@ -178,61 +179,60 @@ def fingerprint(
     if not measured:
         lines = "\n  ".join(f"{case_id}: {reason}" for case_id, reason in reasons.items())
         raise ValueError(f"no case of dataset {dataset.name!r} could be measured:\n  {lines}")
-    where: Where = "objects" if any(case.case.boxes for case in measured) else "nonzero"
     channels = range(measured[0].case.channels)
     return Fingerprint(
         dataset=dataset.name,
         classes=dataset.classes,
         cases=tuple(case.case for case in measured),
-        intensities=tuple(pool_samples([case.samples[where][channel] for case in measured]) for channel in channels),
+        intensities=tuple(pool_samples([case.samples[channel] for case in measured]) for channel in channels),
         intensities_of=where,
         failed=reasons,
+        sources_sha256=origins,
     )
 
 
-def write_fingerprint(found: Fingerprint, path: Path | str) -> None:
-    """Write a fingerprint as JSON: aside, then renamed into place."""
-    path = Path(path).absolute()
-    with written_aside(path.parent, path) as aside:
-        aside.write_text(readable_json(found.to_json()) + "\n", encoding="utf-8")
+def sources_sha256(dataset: Dataset) -> str:
+    """Return a hash of what a fingerprint depends on: classes, each case's settings, names, sizes and times of files.
 
-
-def read_fingerprint(path: Path | str) -> Fingerprint:
-    """Read what `write_fingerprint` wrote.
-
-    Raises:
-        ManifestError: missing, not JSON, of another schema, or changed since it was measured.
+    No file is read. A case that is moved with its folder stays the same; one that cannot be found counts as such.
     """
-    path = Path(path)
-    keys = {"schema", "sha256", "dataset", "classes", "intensities_of", "intensities", "failed", "cases"}
-    top = Checked(read_json(path), str(path), keys, {"summary"})
-    if top["schema"] != SCHEMA:
-        raise top.wrong("schema", str(SCHEMA))
-    content = {key: top[key] for key in top if key not in ("sha256", "summary")}
-    if top["sha256"] != _sha256(content):
-        raise top.wrong(
-            "sha256", f"{_sha256(content)} for this content: it was edited or damaged; remove it and measure"
-        )
-    return Fingerprint(
-        dataset=top["dataset"],
-        classes=tuple(top["classes"]),
-        cases=tuple(CaseFingerprint(**_tuples(case)) for case in top["cases"]),
-        intensities=tuple(None if i is None else Intensities(**i) for i in top["intensities"]),
-        intensities_of=top["intensities_of"],
-        failed=top["failed"],
-    )
+    origins: dict[str, Any] = {}
+    for source in dataset.sources:
+        try:
+            origins[source.case_id] = origin_of(source, hashed=False)
+        except ScanError:
+            origins[source.case_id] = None
+    return content_sha256({"schema": SCHEMA, "classes": dataset.classes, "cases": origins})
 
 
 @dataclass(frozen=True)
 class _Measured:
     case: CaseFingerprint
-    samples: Mapping[Where, tuple[Sample, ...]]
+    samples: tuple[Sample, ...]
     """Of each channel."""
 
 
-def _try_measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Measured | str:
+def _measure_all(
+    dataset: Dataset, keep: int, where: Where, workers: int | None, on_progress: Callable[[str, str], None] | None
+) -> tuple[dict[int, _Measured], dict[int, str]]:
+    """Return by their numbers the cases that could be measured, and why others could not."""
+    found: dict[int, _Measured] = {}
+    failed: dict[int, str] = {}
+    jobs = [(source, dataset.classes, keep, where) for source in dataset.sources]
+    with closing(run_jobs(_try_measure, jobs, workers)) as results:
+        for number, outcome in results:
+            if isinstance(outcome, _Measured):
+                found[number] = outcome
+            else:
+                failed[number] = outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
+            if on_progress is not None:
+                on_progress(dataset.sources[number].case_id, "failed" if number in failed else "done")
+    return found, failed
+
+
+def _try_measure(source: CaseSource, classes: tuple[str, ...], keep: int, where: Where) -> _Measured | str:
     try:
-        return _measure(source, classes, keep)
+        return _measure(source, classes, keep, where)
     except (ValueError, OSError, MemoryError) as error:
         return f"{type(error).__name__}: {error}"
     except BaseException as error:
@@ -240,7 +240,7 @@ def _try_measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Me
         raise
 
 
-def _measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Measured:
+def _measure(source: CaseSource, classes: tuple[str, ...], keep: int, where: Where) -> _Measured:
     scan = read_source(source)
     annotations = read_annotations(source, scan, classes)
     grid = choose_grid(scan, CROP, None if annotations is None else annotations.boxes)
@@ -262,13 +262,14 @@ def _measure(source: CaseSource, classes: tuple[str, ...], keep: int) -> _Measur
         boxes=boxes,
         labels=labels,
     )
-    where: Where = "nonzero"
-    inside = None
-    if annotations is not None and boxes:
-        where, inside = "objects", _inside_objects(annotations, len(boxes), case.shape_zyx)
-    samples = [sample(channel[channel != 0 if inside is None else inside][::EVERY], keep) for channel in scan.values]
-    nothing = [sample(np.zeros(0, np.float32), keep)] * case.channels
-    return _Measured(case, {"objects": tuple(nothing), "nonzero": tuple(nothing), where: tuple(samples)})
+    if where == "nonzero":
+        samples = tuple(sample(channel[channel != 0][::EVERY], keep) for channel in scan.values)
+    elif annotations is not None and boxes:
+        inside = _inside_objects(annotations, len(boxes), case.shape_zyx)
+        samples = tuple(sample(channel[inside][::EVERY], keep) for channel in scan.values)
+    else:
+        samples = (sample(np.zeros(0, np.float32), keep),) * case.channels
+    return _Measured(case, samples)
 
 
 def _inside_objects(annotations: Annotations, counted: int, shape: Size) -> Bool[np.ndarray, "z y x"]:
@@ -284,7 +285,8 @@ def _inside_objects(annotations: Annotations, counted: int, shape: Size) -> Bool
     return inside
 
 
-def _sha256(content: Mapping[str, Any]) -> str:
+def content_sha256(content: Any) -> str:
+    """Return the hash of JSON values, however they are written."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -292,15 +294,3 @@ def _sha256(content: Mapping[str, Any]) -> str:
 def _rounded(spacing: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
     z, y, x = (round(float(mm), 6) for mm in spacing)
     return z, y, x
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _tuples(record: dict[str, Any]) -> dict[str, Any]:
-    boxes = record["boxes"]
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-    return {**fields, "boxes": None if boxes is None else tuple(tuple(box) for box in boxes)}

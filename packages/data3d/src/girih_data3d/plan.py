@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from girih_data3d.atomic import written_aside
-from girih_data3d.checked_json import read_json
+from girih_data3d.affine import MAX_SPACING_MM
+from girih_data3d.atomic import write_text
+from girih_data3d.checked_json import is_whole, read_json
+from girih_data3d.grid_checks import MAX_VOXELS
 from girih_data3d.normalisation import Scheme, check_normalisation
-from girih_data3d.readable_json import readable_json
+from girih_data3d.readable_json import plain, readable_json
 from girih_data3d.resampling import Number
 from girih_data3d.spec import PrepareSpec
 
 SCHEMA = 1
+LARGEST = 10**9
+"""Of any number in a plan but the bytes of memory."""
 REQUIRED = {"encoder", "neck", "patch_zyx", "batch_size", "levels", "anchors"}
 Size = tuple[int, int, int]
 
@@ -62,7 +66,11 @@ class Plan:
         _check_stages(self)
         _check_anchors(self.anchors)
         if self.normalisation is not None:
-            _check_normalisation(self.normalisation)
+            object.__setattr__(self, "normalisation", _check_normalisation(self.normalisation))
+        if self.classes is not None and (len(set(self.classes)) < len(self.classes) or not all(self.classes)):
+            raise ValueError(f"field 'classes' is {list(self.classes)}, wanted names, each once")
+        if math.prod(self.patch_zyx) > MAX_VOXELS:
+            raise ValueError(f"field 'patch_zyx' is {list(self.patch_zyx)}, wanted at most {MAX_VOXELS} voxels")
         if self.neck is not None:
             first = self.neck["kwargs"].get("first_level")
             if first is not None and (not _is_number(first, int) or first > self.levels[0]):
@@ -72,7 +80,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as the content of a plan.json, always in the same order."""
-        return {"schema": SCHEMA, **{f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}}
+        return {"schema": SCHEMA, **{f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}}
 
     def prepare_spec(self, spec: PrepareSpec | None = None) -> PrepareSpec:
         """Return `spec` (default: `PrepareSpec()`) with the voxel size and the normalisation that the plan names."""
@@ -88,10 +96,17 @@ class Plan:
 
 
 def write_plan(plan: Plan, path: Path | str) -> None:
-    """Write a plan.json: aside, then renamed into place."""
-    path = Path(path).absolute()
-    with written_aside(path.parent, path) as aside:
-        aside.write_text(readable_json(plan.to_json()) + "\n", encoding="utf-8")
+    """Write a plan.json, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or is a folder.
+    """
+    write_text(Path(path), plan_text(plan))
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the text of a plan.json."""
+    return readable_json(plan.to_json()) + "\n"
 
 
 def read_plan(path: Path | str) -> Plan:
@@ -114,7 +129,9 @@ def plan_from_json(content: Any, where: str) -> Plan:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: a plan is a JSON object, found {type(content).__name__}")
     content = dict(content)
-    if (schema := content.pop("schema", None)) != SCHEMA:
+    if "schema" not in content:
+        raise ValueError(f"{where}: field 'schema' is missing, wanted {SCHEMA}")
+    if not is_whole(schema := content.pop("schema"), SCHEMA, SCHEMA):
         raise ValueError(f"{where}: schema is {schema!r}, wanted {SCHEMA}")
     if unknown := sorted(set(content) - set(_FORMS)):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(_FORMS))}")
@@ -132,6 +149,17 @@ def plan_from_json(content: Any, where: str) -> Plan:
         return Plan(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def refuse_beside_plan(plan: Path | str, given: Mapping[str, bool]) -> None:
+    """Refuse options that a plan decides; `given` says of each whether it was given.
+
+    Raises:
+        ValueError: one was; it is named.
+    """
+    for option, is_given in given.items():
+        if is_given:
+            raise ValueError(f"{option} is given beside --plan {plan}, which decides it; leave one of them out")
 
 
 def _check_stages(plan: Plan) -> None:
@@ -170,6 +198,8 @@ def _check_stages(plan: Plan) -> None:
 
 
 def _check_anchors(anchors: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(anchors) - {"sizes_zyx_voxels", "mean_best_iou"}):
+        raise ValueError(f"field 'anchors' has the unknown key {unknown[0]!r}, wanted sizes_zyx_voxels, mean_best_iou")
     overlap = anchors.get("mean_best_iou")
     if overlap is not None and not (_is_number(overlap) and overlap <= 1):
         raise ValueError(f"field 'anchors.mean_best_iou' is {overlap!r}, wanted 0 to 1 or null")
@@ -180,7 +210,8 @@ def _check_anchors(anchors: Mapping[str, Any]) -> None:
             raise ValueError(f"field 'anchors.sizes_zyx_voxels[{i}]' is {size!r}, wanted three numbers > 0 (z, y, x)")
 
 
-def _check_normalisation(record: Mapping[str, Any]) -> None:
+def _check_normalisation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole record, as `check_normalisation` does: null where a key is absent, numbers as floats."""
     keys = {"scheme", "clip", "mean", "std"}
     if "scheme" not in record or not set(record) <= keys:
         raise ValueError(f"field 'normalisation' has the keys {sorted(record)}, wanted {sorted(keys)}")
@@ -196,23 +227,19 @@ def _check_normalisation(record: Mapping[str, Any]) -> None:
             )
     clip, mean, std = (None if record.get(k) is None else tuple(record[k]) for k in ("clip", "mean", "std"))
     try:
-        check_normalisation(record["scheme"], clip=clip, mean=mean, std=std)
+        return dict(check_normalisation(record["scheme"], clip=clip, mean=mean, std=std))
     except ValueError as error:
         raise ValueError(f"field 'normalisation': {error}") from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
 def _is_description(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("class"), str) and isinstance(value.get("kwargs"), dict)
+    if not isinstance(value, dict) or set(value) != {"class", "kwargs"}:
+        return False
+    return isinstance(value["class"], str) and isinstance(value["kwargs"], dict)
 
 
 def _is_number(value: Any, kind: Any = (int, float), low: float | int = 0) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value >= low
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= LARGEST
 
 
 def _is_triple(value: Any, kind: Any = (int, float), low: float | int = 1e-3) -> bool:
@@ -233,7 +260,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-_DESCRIPTION = (_is_description, 'an object with "class" and "kwargs"')
+_DESCRIPTION = (_is_description, 'an object with "class" and "kwargs", and no other key')
 _TEXT = (lambda value: isinstance(value, str), "text")
 _TEXTS = (_is_texts, "a list of texts")
 _WHOLE = (lambda value: _is_number(value, int, 1), "a whole number >= 1")
@@ -242,7 +269,10 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "dataset_fingerprint_sha256": _TEXT,
     "classes": _TEXTS,
     "modalities": _TEXTS,
-    "spacing_zyx_mm": (_is_triple, "three numbers > 0"),
+    "spacing_zyx_mm": (
+        lambda value: _is_triple(value) and max(value) < MAX_SPACING_MM,
+        f"three numbers > 0 and < {MAX_SPACING_MM:g}",
+    ),
     "patch_zyx": (lambda value: _is_triple(value, int, 1), "three whole numbers >= 1"),
     "batch_size": _WHOLE,
     "normalisation": (lambda value: isinstance(value, dict), "an object"),
@@ -252,6 +282,6 @@ _FORMS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "anchors": (_is_anchors, 'an object with "sizes_zyx_voxels", a list of (z, y, x) sizes > 0'),
     "objects_per_patch_p95": (_is_number, "a number >= 0"),
     "queries": _WHOLE,
-    "memory_budget_bytes": _WHOLE,
+    "memory_budget_bytes": (lambda value: is_whole(value, 1, 2**63 - 1), "a whole number >= 1"),
     "notes": _TEXTS,
 }

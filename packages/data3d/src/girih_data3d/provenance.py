@@ -15,12 +15,13 @@ QUICK = ("folder", "mtime_ns")
 """What may differ between copies of a file: only says whether to look at it again."""
 
 
-def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
+def origin_of(source: CaseSource, recorded: Any = None, *, hashed: bool = True) -> dict[str, Any]:
     """Return what a prepared case depends on, as plain JSON values: every field of its source.
 
     A file is {"name", "folder", "size", "mtime_ns", "sha256"}; if all but the hash are as `recorded`, it is not read
     and its recorded hash stands. For a folder, and a header whose voxels lie in another file, size is the sum, times
     are those of all files, and the hash is that of all. A rule is {"name", "values"}: of its class, of its fields.
+    With `hashed` False no file is read, and none has a hash.
 
     Raises:
         ScanError: a file cannot be read.
@@ -30,7 +31,7 @@ def origin_of(source: CaseSource, recorded: Any = None) -> dict[str, Any]:
     del fields["case_id"]
     if source.rule is not None:
         fields["rule"] = {"name": type(source.rule).__name__, "values": _fields(source.rule)}
-    origin: dict[str, Any] = _plain(fields, recorded)
+    origin: dict[str, Any] = _plain(fields, recorded, hashed)
     return origin
 
 
@@ -52,18 +53,18 @@ def _fields(record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
 
 
-def _plain(value: Any, recorded: Any) -> Any:
+def _plain(value: Any, recorded: Any, hashed: bool) -> Any:
     """Return a value as JSON would give it back, files as their fingerprints; `recorded` is what stood there before."""
     if isinstance(value, Path):
-        return _fingerprint(value, recorded if isinstance(recorded, dict) else {})
+        return _fingerprint(value, recorded if isinstance(recorded, dict) else {}, hashed)
     if dataclasses.is_dataclass(value):
         value = _fields(value)
     if isinstance(value, Mapping):
         known = recorded if isinstance(recorded, dict) else {}
-        return {str(key): _plain(value[key], known.get(str(key))) for key in sorted(value)}
+        return {str(key): _plain(value[key], known.get(str(key)), hashed) for key in sorted(value)}
     if isinstance(value, tuple | list):
         beside = recorded if isinstance(recorded, list) and len(recorded) == len(value) else [None] * len(value)
-        return [_plain(item, old) for item, old in zip(value, beside, strict=True)]
+        return [_plain(item, old, hashed) for item, old in zip(value, beside, strict=True)]
     if value is not None and not isinstance(value, str | int | float):
         raise ValueError(f"{value!r} of type {type(value).__name__} cannot be recorded, wanted a plain value or a path")
     return value
@@ -76,7 +77,7 @@ def _timeless(value: Any) -> Any:
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def _fingerprint(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
+def _fingerprint(path: Path, recorded: dict[str, Any], hashed: bool) -> dict[str, Any]:
     try:
         members = _members(path)
         stats = {file: file.stat() for file in dict.fromkeys([path, *members])}
@@ -88,6 +89,8 @@ def _fingerprint(path: Path, recorded: dict[str, Any]) -> dict[str, Any]:
         }
         if quick == {key: recorded.get(key) for key in quick}:
             return recorded
+        if not hashed:
+            return quick
         digest = hashlib.sha256()
         for member in members:
             if len(members) > 1 or member != path:

@@ -1,10 +1,18 @@
 """JSON for people: a list of numbers or words stays on one line, so that two files compare line by line."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 WIDTH = 120
 """Longest line of an object or a list of lists that is not broken up."""
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON gives it back: tuples as lists, mappings as dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def readable_json(value: Any, indent: str = "") -> str:

@@ -1,6 +1,8 @@
 """Anchors against nnDetection's own search: nevergrad's TwoPointsDE, three runs of 5000 evaluations each."""
 
+import json
 from itertools import product
+from pathlib import Path
 
 import nevergrad as ng
 import numpy as np
@@ -50,3 +52,10 @@ def test_anchors_fit_no_worse_than_those_of_differential_evolution(
     sizes = log_normal(median, spread, 250)
     found = optimise_anchors(sizes, strides)
     assert found.mean_best_iou >= reference(without_outliers(sizes), strides) - 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_recorded_for_the_nodules_of_lidc_is_what_it_finds() -> None:
+    content = json.loads((Path(__file__).parents[1] / "data" / "lidc_nodules.json").read_text())
+    sizes = without_outliers(np.array(content["sides_zyx_mm"]))
+    assert reference(sizes, CUBIC) == pytest.approx(content["two_points_de"], abs=1e-3)

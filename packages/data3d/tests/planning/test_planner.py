@@ -17,7 +17,8 @@ from girih_data3d.planning.memory import training_bytes
 from girih_data3d.planning.network import Network
 from girih_data3d.planning.planner import FIXED, FIXED_SPACING
 from girih_data3d.planning.quantiles import Intensities
-from girih_data3d.planning.topology import Topology
+from girih_data3d.planning.spacing import first_patch
+from girih_data3d.planning.topology import LONG, SHORT, Topology, plan_topology
 from girih_data3d.readable_json import readable_json
 
 GIB = 2**30
@@ -91,7 +92,7 @@ def test_the_fixed_rule_keeps_everything_but_the_anchors() -> None:
 
 
 @pytest.mark.usefixtures("quick_anchors")
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     st.tuples(*[st.integers(12, 500)] * 3),
     st.tuples(*[st.floats(0.4, 5)] * 3),
@@ -112,7 +113,7 @@ def test_a_larger_budget_never_gives_a_smaller_patch(
         topology = Topology(
             plan.patch_zyx, *(tuple(map(tuple, plan.encoder["kwargs"][k])) for k in ("downsampling", "kernels"))
         )
-        assert training_bytes(Network(topology, encoder, 1, 1), 4) <= budget * GIB
+        assert training_bytes(Network(topology, encoder, 1, 1), 4, "no") <= budget * GIB
 
 
 @pytest.mark.usefixtures("quick_anchors")
@@ -121,7 +122,61 @@ def test_batches_and_channels_and_classes_cost_memory() -> None:
     sizes = [np.prod(d3.make_plan(found, batch_size=batch).patch_zyx) for batch in (2, 4, 8)]
     assert sizes == sorted(sizes, reverse=True)
     one, many = (Network(FIXED, "resenc_l", c, k) for c, k in ((1, 1), (4, 9)))
-    assert training_bytes(many, 2) > training_bytes(one, 2)
+    assert training_bytes(many, 2, "no") > training_bytes(one, 2, "no") > training_bytes(one, 2, "bf16")
+
+
+@pytest.mark.usefixtures("quick_anchors")
+@settings(max_examples=15)
+@given(
+    st.tuples(*[st.integers(40, 500)] * 3),
+    st.tuples(*[st.floats(0.4, 5)] * 3),
+    st.floats(4, 40),
+    st.sampled_from(["resenc_l", "retina_unet"]),
+    st.sampled_from(["no", "bf16"]),
+)
+def test_no_much_larger_patch_of_such_a_shape_fits(
+    size: tuple[int, int, int], spacing: tuple[float, float, float], budget: float, encoder: Any, precision: Any
+) -> None:
+    found = fingerprint(size, spacing, objects=1)
+    plan = d3.make_plan(found, encoder=encoder, precision=precision, memory_budget_bytes=int(budget * GIB))
+    first = first_patch(spacing, size)
+    coarse = int(np.argmax(spacing))
+    sides = [[*range(16, n, 16), n] for n in (first[coarse], first[coarse - 1])]
+    for along in sides[0]:
+        for across in sides[1]:
+            topology = plan_topology([along if axis == coarse else across for axis in range(3)], spacing)
+            shares = np.array(topology.patch_zyx) / first
+            lengthy = (shares > LONG * shares.min()) & (np.array(topology.patch_zyx) > SHORT)
+            if np.prod(topology.patch_zyx) >= 1.3 * np.prod(plan.patch_zyx) and not lengthy.any():
+                assert training_bytes(Network(topology, encoder, 1, 1), 4, precision) > budget * GIB
+
+
+@pytest.mark.usefixtures("quick_anchors")
+def test_the_precision_and_the_default_budget_are_said() -> None:
+    plan = d3.make_plan(fingerprint())
+    assert plan.memory_budget_bytes == 11_523_260_416 - 11 * 2**20
+    assert "with --precision no takes about" in plan.notes[0]
+    mixed = d3.make_plan(fingerprint(), precision="bf16")
+    assert "with --precision bf16 takes about" in mixed.notes[0]
+    assert np.prod(mixed.patch_zyx) > 1.5 * np.prod(plan.patch_zyx)
+
+
+@pytest.mark.usefixtures("quick_anchors")
+def test_notes_on_few_objects_unknown_modalities_and_grey_values() -> None:
+    grey = replace(LUNG, min=0, max=255, percentile_00_5=2, percentile_99_5=250)
+    plan = d3.make_plan(fingerprint(modality=None, intensities=(grey,)))
+    assert "with fewer than 30 objects, the anchors may fit these and no others" in plan.notes
+    assert "if these are CT, name the modality in dataset.json, or plan with --normalisation ct" in plan.notes
+    chosen = d3.make_plan(fingerprint(objects=20, intensities=(grey,)), normalisation="ct").notes
+    assert "the intensities lie in 0 to 255: these are no Hounsfield units of a CT" in chosen
+    assert not any("fewer" in note or "name the modality" in note for note in chosen)
+    assert not any("Hounsfield" in note for note in d3.make_plan(fingerprint(), normalisation="ct").notes)
+
+
+@pytest.mark.parametrize("memory_gb", [float("nan"), float("inf"), -1.0, 0.0])
+def test_memory_that_is_none_is_refused(memory_gb: float) -> None:
+    with pytest.raises(ValueError, match=r"memory_gb is .*, wanted a number of GiB above 0"):
+        planner.bytes_of(memory_gb)
 
 
 @pytest.mark.usefixtures("quick_anchors")
@@ -184,7 +239,7 @@ def test_one_case_with_one_object_and_thin_scans() -> None:
     ("changes", "options", "message"),
     [
         ({"size": (5, 6, 7)}, {}, r"the median scan has 5 x 6 x 7 voxels at \(2.5, 0.7, 0.7\) mm: too small"),
-        ({}, {"memory_budget_bytes": GIB // 2}, r"memory_budget_bytes is 536870912: the smallest patch, \(.*\), takes"),
+        ({}, {"memory_budget_bytes": GIB // 2}, r"the memory is 536870912 bytes: the smallest patch, \(.*\), takes"),
         ({}, {"batch_size": 0}, "batch_size is 0, wanted 1 or more"),
         (
             {"intensities": (None,)},

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from girih_data3d.planning.spacing import first_patch, median_size, target_spacing
-from girih_data3d.planning.topology import Topology, plan_topology, smaller_and_smaller
+from girih_data3d.planning.topology import Topology, plan_topology, possible_patches
 
 
 def same(values: tuple[float, float, float], count: int = 3) -> np.ndarray:
@@ -80,27 +80,31 @@ def test_levels_of_two_to_seven_stages(side: int, levels: tuple[int, ...]) -> No
     assert found.levels == levels
 
 
-def test_a_patch_shrinks_along_its_largest_share_of_the_scan() -> None:
-    steps = smaller_and_smaller((64, 64, 64), (1, 1, 1), (64, 64, 128))
-    sizes = [next(steps).patch_zyx for _ in range(4)]
-    # four cells of 16: half a stride goes, 56 has but three pools (7 cells of 8); then z (1.0), x (0.5) last
-    assert sizes == [(64, 64, 64), (64, 56, 64), (56, 56, 64), (56, 48, 64)]
-
-
 SPACING = st.tuples(*[st.floats(0.3, 6)] * 3)
 MEDIAN = st.tuples(*[st.integers(8, 400)] * 3)
 
 
 @given(SPACING, MEDIAN)
-def test_patches_only_shrink_and_divide_by_their_strides(
+def test_possible_patches_shrink_and_divide_by_their_strides(
     spacing: tuple[float, float, float], median: tuple[int, int, int]
 ) -> None:
+    first = first_patch(spacing, median)
     before = None
-    for found in smaller_and_smaller(first_patch(spacing, median), spacing, median):
+    for found in possible_patches(first, spacing):
         stride = found.strides[-1]
         assert all(size % step == 0 and size > 0 for size, step in zip(found.patch_zyx, stride, strict=True))
         assert all(size // step >= 4 for size, step in zip(found.patch_zyx, stride, strict=True) if step > 1)
         assert len(found.downsampling) == len(found.kernels) == len(found.channels)
         voxels = int(np.prod(found.patch_zyx))
-        assert before is None or voxels < before
+        assert before is None or voxels <= before
         before = voxels
+
+
+def test_possible_patches_start_with_the_whole_and_keep_about_its_shape() -> None:
+    found = possible_patches((300, 300, 300), (1, 1, 1))
+    assert found[0] == plan_topology((300, 300, 300), (1, 1, 1))
+    assert all(max(t.patch_zyx) <= 3 * min(t.patch_zyx) or max(t.patch_zyx) <= 32 for t in found)
+    assert (128, 128, 128) in [t.patch_zyx for t in found]
+    thin = possible_patches((3, 256, 256), (5, 1, 1))
+    assert {t.patch_zyx[0] for t in thin} == {3}
+    assert thin[-1].patch_zyx[1] == 8

@@ -98,7 +98,7 @@ def _refuse(store: girih_data3d.Store, rows: Any, why: str) -> None:
 
 
 def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
-    """Say where a plan was made for other data than these.
+    """Say where a plan was made for other data than these; a plan without classes may be used with any dataset.
 
     Raises:
         ValueError: the classes differ, so that labels would mean something else.
@@ -107,11 +107,12 @@ def plan_differences(plan: Plan, store: girih_data3d.Store) -> list[str]:
     if plan.classes is not None and plan.classes != store.classes:
         raise ValueError(f"the plan's classes are {plan.classes}, those of {store.root} are {store.classes}")
     pairs = (
+        ("dataset", None if plan.classes is None else plan.dataset, store.name),
         ("spacing_zyx_mm", plan.spacing_zyx_mm, spec.target_zyx_mm),
         ("normalisation", plan.normalisation, spec.record),
     )
     return [
-        f"the plan's {name} is {wanted}, dataset {store.name!r} was prepared with {found}"
+        f"the plan's {name} is {wanted}, that of {store.root} is {found}"
         for name, wanted, found in pairs
         if wanted is not None and found is not None and wanted != found
     ]

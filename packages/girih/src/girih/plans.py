@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+import torch
 
 import girih_backbones
 from girih_data3d import Plan, plan_from_json, read_plan
@@ -61,10 +64,30 @@ def load_plan(name_or_path: str) -> Plan:
     """Return the preset called `name_or_path`, or the plan in that JSON file.
 
     Raises:
-        ValueError: neither a preset nor a file, or a field of the file is missing, unknown or wrong; it is named.
+        ValueError: neither a preset nor a file, or a field of the file is missing, unknown or wrong, or
+            describes no encoder or neck that can be built; it is named.
     """
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     if not Path(name_or_path).is_file():
         raise ValueError(f"plan {name_or_path!r} is neither a preset ({', '.join(PRESETS)}) nor a file")
-    return read_plan(name_or_path)
+    plan = read_plan(name_or_path)
+    _check_networks(plan, name_or_path)
+    return plan
+
+
+def _check_networks(plan: Plan, where: str) -> None:
+    """Build the encoder and the neck without memory or weights, so that a wrong class or setting is known at once."""
+    field = "encoder"
+    try:
+        with torch.device("meta"):
+            encoder = girih_backbones.make_encoder(_description(plan.encoder), 1)
+            if plan.neck is not None:
+                field = "neck"
+                girih_backbones.make_neck(_description(plan.neck), encoder)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: field {field!r}: {error}") from error
+
+
+def _description(content: Mapping[str, Any]) -> girih_backbones.Description:
+    return {"class": content["class"], "kwargs": dict(content["kwargs"])}

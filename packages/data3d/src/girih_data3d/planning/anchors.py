@@ -23,6 +23,8 @@ SEARCHED, POLISHED = 1000, 4000
 the finalists."""
 KICKS = 12
 FINALISTS = 3
+SEARCH, POLISH = 200_000_000, 40_000_000
+"""Overlaps that the search, and the last climb of each finalist, compute at most; together about 6 s on one core."""
 BLOCK = 200_000
 """Overlaps that are computed at a time: they fit into a cache."""
 EQUAL = 1e-9
@@ -67,14 +69,16 @@ def optimise_anchors(sizes_zyx: Real[np.ndarray, "n 3"], strides: Sequence[Seque
     order = rng.permutation(len(sizes))
     some, more = sizes[order[:SEARCHED]], sizes[order[:POLISHED]]
     found: dict[bytes, tuple[float, Widths]] = {}
+    search = _Work(SEARCH)
     for start in _starts(some, rng):
-        score, widths = _climb(start, some, scales, _ladder(some))
+        score, widths = _climb(start, some, scales, search, _ladder(some))
         found[widths.tobytes()] = (score, widths)
     for _ in range(KICKS):
-        score, widths = _climb(_kicked(max(found.values(), key=_rounded)[1], rng), some, scales)
-        found[widths.tobytes()] = (score, widths)
+        if search.left > 0:
+            score, widths = _climb(_kicked(max(found.values(), key=_rounded)[1], rng), some, scales, search)
+            found[widths.tobytes()] = (score, widths)
     leaders = [widths for _, widths in sorted(found.values(), key=_rounded, reverse=True)[:FINALISTS]]
-    finalists = [np.array([START] * 3), *(_climb(widths, more, scales)[1] for widths in leaders)]
+    finalists = [np.array([START] * 3), *(_climb(widths, more, scales, _Work(POLISH))[1] for widths in leaders)]
     scores = [mean_best_iou(sizes, _products(widths), scales) for widths in finalists]
     best = max(range(len(finalists)), key=lambda k: (round(scores[k] / EQUAL), -k))
     chosen = [_triple(size) for size in _products(finalists[best]).tolist()]
@@ -117,24 +121,35 @@ def _kicked(widths: Widths, rng: np.random.Generator) -> Widths:
     return _whole(widths * factors)
 
 
+@dataclass
+class _Work:
+    """How many overlaps may still be computed."""
+
+    left: int
+
+
 def _climb(
     widths: Widths,
     sizes: Float64[np.ndarray, "n 3"],
     scales: Float64[np.ndarray, "l 3"],
+    work: _Work,
     everywhere: Sequence[int] = (),
 ) -> tuple[float, Widths]:
     """Change one width after the other to the best one until none gets better; return the mean best IoU and the widths.
 
-    The first round also tries the widths `everywhere`, all rounds those near the present one.
+    The first round, which is always finished, also tries the widths `everywhere`, all rounds those near the present
+    one. No other round starts without work left.
     """
     widths, score, far, moved = widths.copy(), 0.0, set(everywhere), True
-    while moved:
+    while moved and (score == 0 or work.left > 0):
         moved = False
         for axis, column in product(range(3), range(3)):
             here = int(widths[axis, column])
             step = max(1, here // 8)
             near = {here - 2 * step, here - step, here - 1, here + 1, here + step, here + 2 * step}
-            candidates = [here, *sorted(width for width in near | far if width >= 1 and width != here)]
+            taken = set(widths[axis].tolist())
+            candidates = [here, *sorted(width for width in near | far if width >= 1 and width not in taken)]
+            work.left -= (len(candidates) + 2) * len(sizes) * 9 * len(scales)
             scores = _try(widths, axis, column, candidates, sizes, scales)
             best = max(range(len(candidates)), key=lambda k: (round(scores[k] / EQUAL), -k))
             moved = moved or best > 0
@@ -188,7 +203,11 @@ def _products(widths: Widths) -> Int64[np.ndarray, "27 3"]:
 
 
 def _whole(widths: Real[np.ndarray, "3 3"]) -> Widths:
-    return np.sort(np.maximum(np.rint(widths), 1).astype(np.int64), axis=1)
+    """Return whole widths, rising; equal ones, which would waste anchors, are moved apart."""
+    found = np.sort(np.maximum(np.rint(widths), 1).astype(np.int64), axis=1)
+    for column in (1, 2):
+        found[:, column] = np.maximum(found[:, column], found[:, column - 1] + 1)
+    return found
 
 
 def _triple(size: list[int]) -> tuple[int, int, int]:

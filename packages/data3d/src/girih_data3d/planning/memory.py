@@ -1,21 +1,22 @@
 """What training takes on a GPU, by counting: no network is built and nothing runs.
 
-    bytes = batch * (encoder + pyramid + heads + losses) + transient + 14 * parameters + overhead
+    bytes = batch * (encoder + pyramid + heads + losses + transient) + 14 * parameters + overhead
 
-Retina U-Net in bfloat16 autocast, stochastic gradient descent. Counted is what autograd keeps for the backward pass, in
+Retina U-Net, stochastic gradient descent, in bfloat16 autocast or in full precision (float32). Counted is what autograd
+keeps for the backward pass, in
 elements e_i = channels_i * cells_i of stage i and w_i = pyramid channels_i * cells_i, 2 bytes each unless said
-otherwise (a unit is convolution, normalisation, activation; the last two share one output):
+otherwise, in full precision 4 (a unit is convolution, normalisation, activation; the last two share one output):
 
 - encoder: the image; per unit 2 e_i, its convolution's and its own output. A residual block is two units. The first
   block of a stage also keeps, if it changes the channels, its pooled input (if it pools) and its projection, e_i.
 - pyramid: of each map what its output convolution or the way up reads, w_i; and the output where a head reads it, w_i.
 - heads, two towers of two units on each level: the group normalisation runs in float32, so that a unit keeps its input
-  and output in float32 and the output in bfloat16, 10 bytes per w_i. Per anchor 12 bytes of deltas before their scale
-  and 12 after it, 2 of logits per class.
-- losses, in float32: per anchor 4 bytes and 26 per class (focal loss) and 4 for what is wanted; per voxel 2 x 2 bytes
-  of segmentation logits and 32 of cross-entropy and Dice.
+  and output in float32 and the output in bfloat16, 10 bytes per w_i; 8 in full precision. Per anchor 6 deltas before
+  their scale and 6 after it, and a logit per class.
+- losses, in float32: per anchor 4 bytes and 26 per class (focal loss) and 4 for what is wanted; per voxel 2
+  segmentation logits and 32 bytes of cross-entropy and Dice.
 - transient: gradients of the two finest maps while everything else is still kept.
-- parameters: weight, gradient and momentum in float32, and the bfloat16 copy.
+- parameters: weight, gradient and momentum in float32, and in autocast the bfloat16 copy.
 - overhead: 768 MiB for CUDA's context and the workspaces of cuDNN, as much as nnDetection sets aside.
 
 Not counted: the matching of anchors (chunked), fragmentation. Not measured on a GPU; the test suite holds the kept
@@ -23,30 +24,34 @@ activations and the parameters against the real networks. Deformable DETR keeps 
 """
 
 import math
+from typing import Literal
 
 from girih_data3d.planning.network import ANCHORS, Network
 from girih_data3d.planning.topology import PYRAMID_CHANNELS
 
 OVERHEAD = 768 * 2**20
-BYTES_PER_PARAMETER = 4 + 4 + 4 + 2
-HALF = 2
-"""Bytes of a bfloat16."""
+Precision = Literal["no", "bf16"]
+"""Mixed precision of the training, as `girih finetune --precision` spells it; "no": float32 throughout."""
+BYTES: dict[Precision, int] = {"no": 4, "bf16": 2}
+"""Of a number of a map."""
+PER_PARAMETER: dict[Precision, int] = {"no": 4 + 4 + 4, "bf16": 4 + 4 + 4 + 2}
+HEAD_UNIT: dict[Precision, int] = {"no": 4 + 4, "bf16": 4 + 4 + 2}
 TOWERS, UNITS = 2, 2
 SEGMENTATION_CLASSES = 2
 
 
-def training_bytes(network: Network, batch_size: int) -> int:
+def training_bytes(network: Network, batch_size: int, precision: Precision) -> int:
     """Return the bytes of GPU memory that training with batches of this size takes."""
     finest = max(
         channels * math.prod(network.topology.patch_zyx)
         for channels in (network.topology.channels[0], network.pyramid_channels[0])
     )
-    transient = 2 * finest * HALF
-    per_image = activation_bytes(network) + loss_bytes(network) + transient
-    return batch_size * per_image + BYTES_PER_PARAMETER * parameters(network) + OVERHEAD
+    transient = 2 * finest * BYTES[precision]
+    per_image = activation_bytes(network, precision) + loss_bytes(network, precision) + transient
+    return batch_size * per_image + PER_PARAMETER[precision] * parameters(network) + OVERHEAD
 
 
-def activation_bytes(network: Network) -> int:
+def activation_bytes(network: Network, precision: Precision) -> int:
     """Return what the forward pass of one image keeps for the backward pass, without the loss."""
     topology = network.topology
     cells = _cells(network)
@@ -67,17 +72,18 @@ def activation_bytes(network: Network) -> int:
         kept += width * count
         if level == 0 or level in topology.levels:
             kept += width * count
-    heads = sum(TOWERS * UNITS * 10 * PYRAMID_CHANNELS * cells[level] for level in topology.levels)
+    heads = sum(TOWERS * UNITS * HEAD_UNIT[precision] * PYRAMID_CHANNELS * cells[level] for level in topology.levels)
     anchors = ANCHORS * sum(cells[level] for level in topology.levels)
-    return HALF * kept + heads + anchors * 12
+    return BYTES[precision] * (kept + anchors * 6) + heads
 
 
-def loss_bytes(network: Network) -> int:
+def loss_bytes(network: Network, precision: Precision) -> int:
     """Return what outputs and losses of one image take on top of `activation_bytes`."""
     cells = _cells(network)
     anchors = ANCHORS * sum(cells[level] for level in network.topology.levels)
     voxels = math.prod(network.topology.patch_zyx)
-    return anchors * (12 + 4 + (2 + 26 + 4) * network.classes) + voxels * (HALF * SEGMENTATION_CLASSES + 32)
+    outputs = anchors * (6 + network.classes) + voxels * SEGMENTATION_CLASSES
+    return BYTES[precision] * outputs + anchors * (4 + (26 + 4) * network.classes) + voxels * 32
 
 
 def parameters(network: Network) -> int:

@@ -1,8 +1,9 @@
 """Stages of a network for a patch and a voxel size, by the rules of nnU-Net v1 and nnDetection (planner BoxC002)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 
 from girih_data3d.planning.spacing import Size
 from girih_data3d.resampling import Number
@@ -15,6 +16,9 @@ SMALLEST_EDGE = 4
 SIMILAR = 2
 """Axes whose spacings differ by less than this factor are convolved and pooled together."""
 DETECTION_LEVELS, FINEST_LEVEL = 4, 2
+SHORT, LONG = 32, 3
+ALIKE = 1.1
+"""Factor of voxels within which the shape of a patch counts more than its size."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +75,39 @@ def plan_topology(patch_zyx: Sequence[int], spacing_mm: Sequence[Number]) -> Top
     return Topology(padded, found.downsampling, found.kernels)
 
 
-def smaller_and_smaller(
-    patch_zyx: Sequence[int], spacing_mm: Sequence[Number], median_zyx: Sequence[Number]
-) -> Iterator[Topology]:
-    """Yield the topology of a patch, then of ever smaller ones, down to two stages.
+def possible_patches(patch_zyx: Sequence[int], spacing_mm: Sequence[Number]) -> list[Topology]:
+    """Return the topologies of a patch and of smaller ones, most voxels first, down to two stages.
 
-    The axis with the largest share of the median scan (the last of equals) loses its stride, or half of it where its
-    coarsest map has four cells only. Which patches come does not depend on who stops when, and each has fewer voxels
-    than the one before: so a larger memory budget never gives a smaller patch.
+    The patches are square across the coarsest axis, as the first one is, and about of its shape: of no axis above 32
+    voxels is more than three times the share taken that is taken of another. Of those with the same stages whose voxels
+    are within a tenth of each other, the one stays whose shares differ least. nnDetection instead takes
+    from one axis after the other and stops at the first patch that fits; but a patch that has lost a stage detects on a
+    finer map, which takes more memory than the larger patch did, so that others that fit are passed by.
+
+    The list does not depend on the memory: so a larger budget never gives a smaller patch.
     """
-    while True:
-        found = plan_topology(patch_zyx, spacing_mm)
+    coarse = max(range(3), key=lambda axis: (spacing_mm[axis], -axis))
+    best: dict[tuple[object, ...], tuple[float, int, Topology]] = {}
+    for along, across in product(_sides(patch_zyx[coarse]), _sides(patch_zyx[(coarse + 1) % 3])):
+        found = plan_topology([along if axis == coarse else across for axis in range(3)], spacing_mm)
         if len(found.kernels) < 2:
-            return
-        yield found
-        strides, size = found.strides[-1], list(found.patch_zyx)
-        losses = [
-            stride if n > SMALLEST_EDGE * stride else stride // 2 for n, stride in zip(size, strides, strict=True)
-        ]
-        axes = [axis for axis in range(3) if losses[axis] and size[axis] > losses[axis]]
-        if not axes:
-            return
-        axis = max(axes, key=lambda i: (size[i] / median_zyx[i], i))
-        size[axis] -= losses[axis]
-        patch_zyx = size
+            continue
+        voxels = math.prod(found.patch_zyx)
+        shares = [n / largest for n, largest in zip(found.patch_zyx, patch_zyx, strict=True)]
+        longest = max([share for n, share in zip(found.patch_zyx, shares, strict=True) if n > SHORT], default=0.0)
+        if longest > LONG * min(shares):
+            continue
+        entry = (max(shares) / min(shares), -voxels, found)
+        alike = (found.downsampling, found.kernels, math.floor(math.log(voxels) / math.log(ALIKE)))
+        if alike not in best or entry[:2] < best[alike][:2]:
+            best[alike] = entry
+    return [found for _, _, found in sorted(best.values(), key=lambda entry: (entry[1], entry[0]))]
+
+
+def _sides(largest: int) -> list[int]:
+    """Return the side and smaller ones, multiples of 8 up to 128, of 16 up to 256, of 32 above."""
+    steps = (*range(8, 128, 8), *range(128, 256, 16), *range(256, largest, 32))
+    return [largest, *(side for side in steps if side < largest)]
 
 
 def _triple(values: Sequence[int] | Iterator[int]) -> Size:

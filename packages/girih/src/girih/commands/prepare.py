@@ -1,9 +1,9 @@
 """`girih prepare`: from files on disk to a zarr dataset."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.progress import Progress
@@ -12,7 +12,7 @@ import girih_data3d
 from girih.atomic import write_json
 from girih.plans import load_plan
 from girih_data3d.formats import parse_options
-from girih_data3d.plan_cli import refuse_beside_plan
+from girih_data3d.normalisation import Scheme
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prepare:
     """Options of the format, KEY=VALUE each."""
     spacing_zyx_mm: tuple[float, float, float] | None = None
     """Voxel size to resample to; by default 1 1 1."""
-    normalisation: Literal["zscore", "zscore_mask", "ct", "none"] | None = None
+    normalisation: Scheme | None = None
     """zscore (by default): mean 0, deviation 1 per scan; ct: clip and scale by --clip, --mean and --std."""
     clip: tuple[float, float] | None = None
     """Intensity window of the scheme ct."""
@@ -54,7 +54,7 @@ class Prepare:
         if self.plan is not None:
             decided = ("spacing_zyx_mm", "normalisation", "clip", "mean", "std")
             given = {f"--{name.replace('_', '-')}": getattr(self, name) is not None for name in decided}
-            refuse_beside_plan(self.plan, given)
+            girih_data3d.refuse_beside_plan(self.plan, given)
             plan = load_plan(self.plan)
         spec = girih_data3d.PrepareSpec(
             target_zyx_mm=self.spacing_zyx_mm or (1.0, 1.0, 1.0),
@@ -75,15 +75,21 @@ class Prepare:
 def read_raw(data: Path, name: str | None, options: Sequence[str]) -> girih_data3d.Dataset:
     """Return the cases in a folder: of a dataset.json or of scans, or of the format `name` with its KEY=VALUE options.
 
+    Files that were passed over are named on stderr.
+
     Raises:
         ValueError: options without a format, or one that the format does not have; the source cannot be understood.
     """
     if name is not None:
         known = girih_data3d.get_format(name)
-        return girih_data3d.read_format(name, data, **parse_options(known, options))
-    if options:
+        dataset = girih_data3d.read_format(name, data, **parse_options(known, options))
+    elif options:
         raise ValueError(f"--format-options {options[0]}: options are those of a format; give --format")
-    return girih_data3d.read_manifest(data)
+    else:
+        dataset = girih_data3d.read_manifest(data)
+    if (said := girih_data3d.passed_over(dataset)) is not None:
+        print(said, file=sys.stderr)
+    return dataset
 
 
 def prepare(
