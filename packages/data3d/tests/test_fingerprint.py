@@ -1,6 +1,7 @@
 """Fingerprints of raw datasets: measured by hand on small ones, the same however the work is spread."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import girih_data3d as d3
+from girih_data3d.fingerprint import sources_sha256
 from girih_data3d.planning.quantiles import pool_samples, sample, values_per_case
 
 
@@ -173,3 +175,30 @@ def test_percentiles_of_what_is_thinned_out_stay_close() -> None:
         assert abs(rank - percentile) < 0.1
     assert values_per_case(1) == 100_000
     assert values_per_case(10**6) == 1_000
+
+
+def test_voxels_that_are_not_zero_count_only_where_no_case_has_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scan_of(tmp_path, "a", np.ones((10, 10, 10)))
+    with_object = d3.CaseSource("a", (path,), objects=(d3.ObjectLabel(0, box_zyx=(1, 1, 1, 4, 4, 4)),))
+    without = replace(with_object, case_id="b", objects=None)
+    looked_at: list[int] = []
+    monkeypatch.setattr(
+        sys.modules["girih_data3d.fingerprint"],
+        "sample",
+        lambda values, keep: (looked_at.append(len(values)), sample(values, keep))[1],
+    )
+    d3.fingerprint(d3.Dataset("d", ("c",), (with_object, without)), workers=0)
+    assert looked_at == [3, 0]  # of 27 voxels every tenth
+
+
+def test_sources_are_the_same_until_a_file_or_an_option_changes(own_source: Path) -> None:
+    dataset = d3.read_manifest(own_source)
+    before = sources_sha256(dataset)
+    assert sources_sha256(d3.read_manifest(own_source)) == before
+    assert sources_sha256(replace(dataset, sources=dataset.sources[:2])) != before
+    changed = replace(dataset.sources[2], rescale=(2.0, 0.0))
+    assert sources_sha256(replace(dataset, sources=(*dataset.sources[:2], changed))) != before
+    (own_source / "free.nii.gz").unlink()
+    assert sources_sha256(dataset) != before

@@ -87,7 +87,7 @@ def measure_or_read(
         kept = read_fingerprint(path)
         if kept.dataset != dataset.name:
             raise ManifestError(
-                f"{path}: measured on dataset {kept.dataset!r}, wanted {dataset.name!r}: remove it, or name another file"
+                f"{path}: measured on dataset {kept.dataset!r}, wanted {dataset.name!r}; remove it, or name another"
             )
         if not kept.failed and kept.sources_sha256 == sources_sha256(dataset):
             return kept, False
