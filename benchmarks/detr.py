@@ -263,6 +263,42 @@ def shares(model: DeformableDETR, images: Tensor, targets: list[Target], rounds:
         print(f"| {name} | {1e3 * value:.1f} | {100 * value / times['training step']:.1f} % | {aim} |", flush=True)
 
 
+def many_objects(objects: int, queries: int, tokens: int, n: int, rounds: int) -> None:
+    """Matching alone, six layers of the decoder and the encoder's proposals, and what it needs at most."""
+    loss, layers = set_loss.SetLoss(), [*[queries] * 6, tokens]
+    logits, boxes = torch.randn(n, sum(layers), 1), torch.rand(n, sum(layers), 6)
+    truth, labels = torch.rand(n, objects, 6), torch.zeros(n, objects, dtype=torch.int64)
+
+    def costs() -> Tensor:
+        return set_loss.matching_costs(
+            logits,
+            boxes,
+            truth,
+            labels,
+            classification=loss.cost_classification,
+            l1=loss.cost_l1,
+            giou_weight=loss.cost_giou,
+            gamma=loss.gamma,
+            alpha=loss.alpha,
+        )
+
+    found = costs()
+    works: dict[str, Callable[[], object]] = {
+        "costs": costs,
+        "assignment": partial(set_loss.match_hungarian, found, [objects] * n, layers),
+    }
+    times = seconds(works, rounds, "cpu")
+    with Alive([logits, boxes, truth, labels]) as seen:
+        costs()
+    print(f"\nMatching, batch {n}, 6 x {queries} queries and {tokens:,} voxels of memory an image, CPU milliseconds\n")
+    print("| objects an image | costs | assignment | MB of costs | MB at the peak |\n|---:|---:|---:|---:|---:|")
+    columns = [
+        *(f"{1e3 * value:.0f}" for value in times.values()),
+        *(f"{b / 1e6:.0f}" for b in (found.nbytes, seen.peak)),
+    ]
+    print(f"| {objects} | {' | '.join(columns)} |", flush=True)
+
+
 def fresh(given: Any) -> Any:
     return given.detach().requires_grad_(given.requires_grad) if isinstance(given, Tensor) else given
 
@@ -295,7 +331,8 @@ def kept_bytes(model: DeformableDETR, images: Tensor) -> int:
 def predictions(model: DeformableDETR, images: Tensor) -> list[Tensor]:
     """Logits and boxes of all layers, as they reach the loss."""
     with torch.autocast("cpu", torch.bfloat16):
-        return [tensor for layer in model._read(images) for tensor in layer[:2]]
+        decoded, proposed = model._read(images)
+        return [tensor for layer in (*decoded, proposed) for tensor in (layer.logits, layer.boxes)]
 
 
 class Alive(TorchDispatchMode):
@@ -400,9 +437,12 @@ def main() -> None:
     if not arguments.gpu_only:
         if arguments.tiny:
             speed(TINY, SMALL, 1, 1, "cpu")
+            many_objects(20, 30, 500, 2, 1)
             memory(TINY, [(SMALL, 2)], AGAIN[::3])
         else:
             speed(QUARTER, (64, 64, 64), 2, 2, "cpu")
+            for objects in (30, 100):
+                many_objects(objects, 300, 37_440, 4, 3)  # the memory of 128^3
             memory(PAPER, LARGE, AGAIN)
     if not torch.cuda.is_available():
         print("\nNo CUDA device: the Triton kernels and real peaks were not measured.")
