@@ -108,12 +108,12 @@ def match_hungarian(
 
 def _assign(costs: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solve for the objects of one image, of which each has the queries `rows` (n, k) at `costs` (n, k)."""
+    from scipy.optimize import linear_sum_assignment  # 0.3 s to import, and only training needs it
+
     queries, column = np.unique(rows, return_inverse=True)
     matrix = np.full((len(rows), len(queries)), np.inf)
     np.put_along_axis(matrix, column.reshape(rows.shape), costs, axis=1)
     usable = np.isfinite(matrix).any(0)  # a column that is forbidden to all is infeasible to scipy
-    from scipy.optimize import linear_sum_assignment  # 0.3 s to import, and only training needs it
-
     chosen, picked = linear_sum_assignment(matrix[:, usable])
     return queries[usable][picked].astype(np.int64), chosen
 
