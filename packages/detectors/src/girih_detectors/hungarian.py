@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .centre_boxes import centre_to_edges
 from .ops import giou
+from .uncompiled import uncompiled
 
 TINY_PROBABILITY = 1e-8  # Deformable DETR: keeps the logarithms of the cost finite
 
@@ -47,7 +48,7 @@ def matching_costs(
     return costs.masked_fill_(~finite[:, None], torch.nan)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # scipy's part cannot be traced
+@uncompiled  # scipy's part cannot be traced
 @torch.no_grad()
 def match_hungarian(
     costs: Float[Tensor, "b n q"],

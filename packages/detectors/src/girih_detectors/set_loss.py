@@ -18,6 +18,7 @@ from .ops import giou
 from .over_ranks import mean_over_ranks, world_size
 from .query_heads import LayerOutput
 from .targets import name_of
+from .uncompiled import uncompiled
 from .valid_voxels import centre_is_valid
 
 
@@ -59,7 +60,7 @@ class SetLoss:
             raise ValueError(f"alpha is {self.alpha}, wanted 0 to 1")
 
     # the matching in its middle is for the host: without this torch.compile would trace the network twice
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def __call__(
         self,
         decoded: Sequence[LayerOutput],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .interfaces import Pyramid, Target
+from .uncompiled import uncompiled
 
 IMAGES = (torch.float32, torch.bfloat16, torch.float16)
 MASKS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -74,7 +75,7 @@ def check_images(
     return shape
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds is for the host
+@uncompiled  # what it finds is for the host
 def check_targets(
     targets: Sequence[Target], batch: int, image_zyx: tuple[int, int, int], classes: int, *, instances: bool
 ) -> None:
