@@ -98,6 +98,20 @@ def test_an_unknown_option_and_an_unknown_command(capsys: pytest.CaptureFixture[
     assert "unknown objective 'dream'" in fails(capsys, "pretrain", "dream")
 
 
+def test_scans_to_evaluate_on_are_not_pretrained_on(
+    store: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = shutil.copytree(raw, tmp_path / "raw")
+    manifest = json.loads((renamed / "dataset.json").read_text())
+    case = manifest["cases"][2] | {"case_id": "z"}
+    (renamed / "dataset.json").write_text(json.dumps(manifest | {"name": "held out", "cases": [case]}))
+    held_out = tmp_path / "held_out"
+    assert main(["prepare", "--data", str(renamed), "--out", str(held_out), "--spacing-zyx-mm", "2", "2", "2"]) == 0
+    arguments = ("mae", "--data", store, "--out", tmp_path / "run", "--plan", "demo", "--held-out", held_out)
+    assert "case2 and z: the same" in fails(capsys, "pretrain", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_key_in_a_plan(capsys: pytest.CaptureFixture[str], store: Path, plan: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(json.loads(Path(plan).read_text()) | {"learning_rate": 1}))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 
 from girih.checkpoints import load_model
@@ -109,13 +111,13 @@ def test_what_cannot_be_validated_is_said_before_the_training(
 ) -> None:
     run, content = tmp_path / "run", json.loads(split.read_text())
     for changes, words in (
-        ({"split": split}, "fold is None, wanted both or neither"),
-        ({"fold": 0}, "fold is 0, wanted both or neither"),
+        ({"split": split}, "fold is None, wanted both (the first fold is 0)"),
+        ({"fold": 0}, "fold is 0, wanted both (the first fold is 0)"),
         ({"split": split, "fold": 0, "validation": others}, "wanted none with --split"),
         ({"split": split, "fold": 1}, "fold 1 has no cases in 'val'"),
         ({"split": split, "fold": 2}, "fold is 2, wanted 0 to 1"),
         ({"split": split, "fold": 0, "validate_every": 0}, "validate_every is 0, wanted 1 or more"),
-        ({"validation": store}, "case 'case0' is trained on too"),
+        ({"validation": store}, "case0 and case0: the same"),
         ({"validation": tmp_path}, "dataset.json"),
         ({"split": split, "fold": 0, "restart": Restart(first_step=1, last_step=1)}, "validate_every is 2, wanted one"),
     ):
@@ -139,6 +141,9 @@ def test_what_cannot_be_validated_is_said_before_the_training(
         folder = shutil.copytree(raw, tmp_path / f"raw_{name}")
         manifest = json.loads((folder / "dataset.json").read_text())
         (case,) = manifest["cases"][:1]
+        scan = nibabel.load(folder / case["images"][0])
+        turned = nibabel.Nifti1Image(np.asarray(scan.dataobj)[::-1], scan.affine)  # one that nobody trains on
+        nibabel.save(turned, folder / case["images"][0])
         changed = {key: value for key, value in {**case, **change, "case_id": name}.items() if value is not None}
         (folder / "dataset.json").write_text(json.dumps(manifest | {"cases": [changed]}))
         prepare(folder, tmp_path / name, spec, workers=0)

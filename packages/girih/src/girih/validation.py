@@ -33,7 +33,7 @@ def split_cases(
             two differ in preparation, classes or channels, share a case, or leave nothing to validate on.
     """
     if (split is None) != (fold is None):
-        raise ValueError(f"split is {split} and fold is {fold}, wanted both or neither")
+        raise ValueError(f"split is {split} and fold is {fold}, wanted both (the first fold is 0) or neither")
     if split is not None and validation is not None:
         raise ValueError(f"validation is {validation}, wanted none with --split, whose fold says what validates")
     if split is not None and fold is not None:
@@ -51,10 +51,7 @@ def split_cases(
     channels = survey(other).in_channels, survey(store).in_channels
     if channels[0] != channels[1]:
         raise ValueError(f"{validation} has {channels[0]} channels, the training data have {channels[1]}")
-    seen = set(zip(store.case_ids, store.index.contents.tolist(), strict=True))
-    for case_id, content in zip(other.case_ids, other.index.contents.tolist(), strict=True):
-        if (case_id, content) in seen:
-            raise ValueError(f"{validation}: case {case_id!r} is trained on too, wanted other cases to validate on")
+    girih_data3d.check_no_leak(store, other, allow_unknown=True)
     return store, other
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.progress import Progress
+from tyro.conf import arg
 
 import girih_data3d
 from girih.commands.prepare import read_raw
@@ -27,7 +29,7 @@ class Plan:
     """The plan."""
     format: str | None = None
     """Name of a public dataset's layout; `girih-data3d formats` lists them."""
-    format_options: tuple[str, ...] = ()
+    format_options: Annotated[tuple[str, ...], arg(aliases=["-o"])] = ()
     """Options of the format, KEY=VALUE each."""
     rule: Rule = "default"
     """default: as nnDetection plans, from the data, the largest patch that fits in memory; fixed: 1 mm, 128^3, six

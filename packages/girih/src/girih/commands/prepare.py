@@ -4,9 +4,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.progress import Progress
+from tyro.conf import arg
 
 import girih_data3d
 from girih.atomic import write_json
@@ -27,7 +29,7 @@ class Prepare:
     """plan.json (or preset) that says the voxel size and the normalisation, instead of the options below."""
     format: str | None = None
     """Name of a public dataset's layout; `girih-data3d formats` lists them."""
-    format_options: tuple[str, ...] = ()
+    format_options: Annotated[tuple[str, ...], arg(aliases=["-o"])] = ()
     """Options of the format, KEY=VALUE each."""
     spacing_zyx_mm: tuple[float, float, float] | None = None
     """Voxel size to resample to; by default 1 1 1."""

@@ -46,6 +46,8 @@ class Pretrain(Generic[Objective]):
     out: Path
     """The run's folder: settings, metrics, plots, checkpoints and encoder.safetensors."""
     objective: Objective
+    held_out: tuple[Path, ...] = ()
+    """Prepared datasets to evaluate on: a scan of theirs among --data is an error, whatever its name or file format."""
     datasets: Path | None = None
     """JSON that says which label values are which class, for supervised objectives; without it every value of the
     semantic labels is a class, see the README of girih."""
@@ -76,6 +78,8 @@ class Pretrain(Generic[Objective]):
         plan, stores = load_plan(self.plan), open_stores(self.data)
         for store in stores.values():
             warn(accelerator, plan_differences(replace(plan, classes=None), store))
+            for held_out in self.held_out:
+                girih_data3d.check_no_leak(store, girih_data3d.Store.open(held_out))
         found = {name: survey(store) for name, store in stores.items()}
         told = {} if self.datasets is None else read_meanings(self.datasets, tuple(stores.values()))
         meanings = LabelMeanings(tuple(stores.values()), told)
