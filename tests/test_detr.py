@@ -140,8 +140,10 @@ def test_scratch_and_pre_trained_are_one_command(
     assert not (tmp_path / "scratch" / "transfer.json").exists()
 
 
-def test_validation_changes_no_number_of_the_training(tune: Callable[..., Path], scratch: Path, tmp_path: Path) -> None:
-    blind = tune(tmp_path / "blind", validation=None)
+def test_validation_and_checkpointing_change_no_number_of_the_training(
+    tune: Callable[..., Path], scratch: Path, tmp_path: Path
+) -> None:
+    blind = tune(tmp_path / "blind", validation=None, checkpointing=True)
     assert same(blind, scratch)
     assert rows(blind / "metrics.jsonl") == rows(scratch / "metrics.jsonl")
     assert not (blind / "validation.jsonl").exists()

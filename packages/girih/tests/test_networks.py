@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import girih_ssl
-from girih.networks import make_objective
+from girih.networks import encoder_of, make_detector, make_objective
 from girih.plans import load_plan
 from girih_ssl.testing import make_batch
 
@@ -65,3 +65,13 @@ class SomeMaps(AllMaps):
 def test_unknown_maps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"SomeMaps.neck_maps is 'some', wanted 'finest' or 'deep'"):
         make_objective(SomeMaps(), load_plan("demo"), patch_zyx=(32, 32, 32), in_channels=1, seed=0, neck="plan")
+
+
+@pytest.mark.parametrize("on", [False, True])
+@pytest.mark.parametrize("name", ["retina_unet", "deformable_detr"])
+def test_checkpointing_reaches_the_encoders_of_a_detector(name: str, on: bool) -> None:
+    plan = replace(load_plan("demo"), queries=12)
+    made: Any = make_detector(plan, in_channels=1, classes=("a",), seed=0, detector=name, checkpointing=on)
+    assert encoder_of(made).checkpointing is on
+    if name == "deformable_detr":
+        assert made.encoder.checkpoint_layers is on

@@ -47,23 +47,31 @@ def make_detector(
     detector: str = "retina_unet",
     segmentation: bool = True,
     flavour: str = "focal_l1",
+    checkpointing: bool = False,
 ) -> RetinaUNet | DeformableDETR:
     """Return the detector that a plan describes, with weights drawn from `seed`.
 
     Retina U-Net has the plan's neck, and in its heads the encoder's activation. Deformable DETR reads the last four
-    maps of the plan's encoder alone; `segmentation` and `flavour` mean nothing to it.
+    maps of the plan's encoder alone; `segmentation` and `flavour` mean nothing to it. With `checkpointing` the encoders
+    keep less for the gradient: the same numbers.
 
     Raises:
         ValueError: there is no such detector, or the plan lacks what it needs.
     """
+    if detector not in OPTIONS:
+        raise ValueError(f"detector is {detector!r}, wanted one of {', '.join(OPTIONS)}")
     with _seeded(seed):
+        made: RetinaUNet | DeformableDETR
         if detector == "retina_unet":
-            return _retina_unet(plan, in_channels, classes, segmentation, FLAVOURS[flavour]())
-        if detector == "deformable_detr":
-            if plan.queries is None:
-                raise ValueError("the plan has no queries, which Deformable DETR needs: a whole number of at least 1")
-            return DeformableDETR(make_encoder(plan, in_channels), classes=classes, queries=plan.queries)
-    raise ValueError(f"detector is {detector!r}, wanted one of {', '.join(OPTIONS)}")
+            made = _retina_unet(plan, in_channels, classes, segmentation, FLAVOURS[flavour]())
+        elif plan.queries is None:
+            raise ValueError("the plan has no queries, which Deformable DETR needs: a whole number of at least 1")
+        else:
+            encoder = make_encoder(plan, in_channels)
+            made = DeformableDETR(encoder, classes=classes, queries=plan.queries, checkpoint_encoder=checkpointing)
+    if checkpointing:
+        girih_backbones.set_checkpointing(encoder_of(made))
+    return made
 
 
 def encoder_of(detector: RetinaUNet | DeformableDETR) -> girih_backbones.Encoder:

@@ -26,7 +26,7 @@ VERSIONED = (
 # Where things lie and how fast they run. What lies there is compared: the resolved plan, what the labels mean, and the
 # hashes of data and weights. Cases beside those of a split change nothing.
 FREE_TO_CHANGE = {
-    *("out", "data", "plan", "weights", "datasets", "validation", "split", "store_sha256"),
+    *("out", "data", "plan", "weights", "datasets", "held_out", "validation", "split", "store_sha256", "checkpointing"),
     *(f"training.{name}" for name in ("resume", "workers", "checkpoint_every", "device", "trackers")),
 }
 

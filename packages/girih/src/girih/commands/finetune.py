@@ -86,6 +86,9 @@ class Finetune:
     --no-segmentation, and with deformable_detr."""
     augmentation: Literal["base_more", "none"] = "base_more"
     """base_more: geometry and nnDetection's intensity set; none: neither."""
+    checkpointing: bool = False
+    """Keep less of the encoders for the gradient, and run them again: the same numbers, less memory, a third more
+    time."""
     validation: Path | None = None
     """Another labelled dataset, prepared in the same way. Its scans are searched and scored every so often, without
     any influence on the training but that of --restart."""
@@ -148,6 +151,7 @@ class Finetune:
                 detector=self.detector,
                 segmentation=self.segmentation,
                 flavour=self.flavour,
+                checkpointing=self.checkpointing,
             )
             transfer = self._initialise(detector, weights, store.spec, plan.patch_zyx, accelerator) if weights else None
 
