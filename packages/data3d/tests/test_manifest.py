@@ -122,6 +122,8 @@ def case(**changes: Any) -> dict[str, Any]:
         ([], "found list, wanted an object"),
         (manifest(schema=2), "schema is 2, wanted 1"),
         (manifest(extra=1), "unknown key 'extra'"),
+        ({"channel_names": {"0": "CT"}, "labels": {}}, "layouts of public datasets are read with --format NAME"),
+        ({"schema": 1, "spec_hash": "0"}, "of a prepared dataset, wanted the scans"),
         ({"schema": 1, "name": "n", "classes": []}, "key 'cases' is missing"),
         (manifest(classes=["c", "c"]), "repeated name"),
         (manifest(classes="c"), "classes is 'c', wanted a list of texts"),

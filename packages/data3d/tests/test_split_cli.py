@@ -64,7 +64,12 @@ def test_split_by_other_rules(root: Path, tmp_path: Path, command: Command, caps
     split = read_split(out)
     assert (len(split.folds), len(split.test), split.seed) == (3, 2, 5)
     assert "2 val" in capsys.readouterr().out
-    assert command("split", root, "--out", out, "--rule", "official", "--val", 0.3, "--fraction", 0.5) == 0
+    official = ("split", root, "--out", out, "--rule", "official", "--val", 0.3, "--fraction", 0.5)
+    assert command(*official) == 2
+    assert "holds another split" in capsys.readouterr().err
+    assert read_split(out) == split
+    assert command(*official, "--overwrite") == 0
+    assert command(*official) == 0
     split = read_split(out)
     assert [len(ids) for ids in split.parts().values()] == [3, 3, 2]
     assert split.test == ("c03", "c04")
@@ -75,7 +80,7 @@ def test_split_of_the_paper(root: Path, tmp_path: Path, command: Command, capsys
     out = tmp_path / "split.json"
     assert command("split", root, "--out", out, "--rule", "paper") == 0
     assert "published: 204/51/45; these are 5/2/2, so the dataset has other cases" in capsys.readouterr().out
-    assert command("split", root, "--out", out, "--paper", "cta-a", "--fraction", 0.5) == 0
+    assert command("split", root, "--out", out, "--paper", "cta-a", "--fraction", 0.5, "--overwrite") == 0
     assert read_split(out).test == ("c03", "c04")
     assert "published" not in capsys.readouterr().out
 

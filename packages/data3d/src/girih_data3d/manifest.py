@@ -16,6 +16,7 @@ from girih_data3d.painting import Paint
 from girih_data3d.scan import holds_dicom, is_scan, scan_name
 
 SCHEMA = 1
+LAYOUTS = "layouts of public datasets are read with --format NAME, `girih-data3d formats` lists them"
 OBJECTS = {"instances", "instance_classes", "ignore", "components", "objects", "paint"}
 OPTIONAL = OBJECTS | {"patient_id", "semantic", "frame", "series_uid", "part", "defaced", "rescale", "spacing_zyx_mm"}
 """Keys that a case may have."""
@@ -51,7 +52,12 @@ def read_manifest(path: Path | str) -> Dataset:
         if not (path / "dataset.json").is_file():
             return _scans(path, *_scans_in(path))
         path = path / "dataset.json"
-    top = Checked(read_json(path), f"{path}", {"schema", "name", "classes", "cases"}, {"modality", "frame"})
+    content = read_json(path)
+    if isinstance(content, dict) and not {"schema", "cases"} & set(content):
+        raise ManifestError(f"{path}: has neither 'schema' nor 'cases', so it is not girih's; {LAYOUTS}")
+    if isinstance(content, dict) and "spec_hash" in content:
+        raise ManifestError(f"{path}: of a prepared dataset, wanted the scans that it was made from")
+    top = Checked(content, f"{path}", {"schema", "name", "classes", "cases"}, {"modality", "frame"})
     if top["schema"] != SCHEMA:
         raise ManifestError(f"{path}: schema is {top['schema']!r}, wanted {SCHEMA}")
     classes = top.texts("classes")
@@ -74,7 +80,8 @@ def _scans_in(folder: Path) -> tuple[list[Path], list[Path]]:
     scans = [p for p in entries if (holds_dicom(p) if p.is_dir() else is_scan(p))]
     if not scans:
         raise ManifestError(
-            f"{folder}: no dataset.json, no scan file and no DICOM series in this folder (deeper ones are not searched)"
+            f"{folder}: no dataset.json, no scan file and no DICOM series in this folder (deeper ones are not "
+            f"searched); {LAYOUTS}"
         )
     return scans, [p for p in entries if p not in set(scans)]
 

@@ -39,6 +39,7 @@ def add_split(commands: Any) -> None:
     parser.add_argument("--fraction", type=float, metavar="SHARE", help="train on this part of the training cases only")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--stratify", action="store_true", help="equal shares of patients with and without objects")
+    parser.add_argument("--overwrite", action="store_true", help="replace another split that is in --out")
     parser.set_defaults(run=_split)
 
 
@@ -70,6 +71,8 @@ def _split(options: argparse.Namespace) -> int:
     if options.fraction is not None:
         split = subset(split, store, fraction=options.fraction, seed=options.seed or 0, stratify=options.stratify)
     split.check(store)
+    if options.out.exists() and not options.overwrite and read_split(options.out) != split:
+        raise ValueError(f"{options.out} holds another split, which runs may have used; --overwrite replaces it")
     split.write(options.out)
     sys.stdout.write(f"{options.out}: {split.rule}; seed {split.seed}\n{_table(split, store)}")
     if (options.paper or options.rule == "paper") and options.fraction is None:

@@ -113,7 +113,10 @@ class Finetune:
         accelerator = self.training.make_accelerator(folder)
         plan, whole = load_plan(self.plan), girih_data3d.Store.open(self.data)
         if not whole.classes:
-            raise ValueError(f"{self.data} declares no classes: a detector needs a labelled dataset")
+            raise ValueError(
+                f"{self.data} declares no classes: a detector needs a labelled dataset; of --format nnunet, "
+                "-o objects=NAME says which labels are objects"
+            )
         warn(accelerator, plan_differences(plan, whole))
         store, others = split_cases(whole, validation=self.validation, split=self.split, fold=self.fold)
         found = survey(store)
