@@ -68,7 +68,8 @@ def test_a_detector_trains_on_every_encoder_with_every_flavour(encoder: str, fla
 def test_deformable_detr_trains_on_every_encoder_without_masks_or_neck(encoder: str) -> None:
     kwargs = {key: value[:3] for key, value in ENCODERS[encoder]["kwargs"].items()}
     kwargs["downsampling"] = [[4, 8, 4], *kwargs["downsampling"][1:]]  # few voxels
-    plan = replace(plan_with(encoder), encoder={"class": ENCODERS[encoder]["class"], "kwargs": kwargs}, neck=None)
+    description = {"class": ENCODERS[encoder]["class"], "kwargs": kwargs}
+    plan = replace(plan_with(encoder), encoder=description, neck=None, levels=(0,))
     with pytest.raises(ValueError, match="the plan has no queries"):
         make_detector(plan, in_channels=2, classes=("ball", "cube"), seed=1, detector="deformable_detr")
     detector = make_detector(
