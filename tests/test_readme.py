@@ -13,6 +13,7 @@ import pytest
 
 import girih_data3d
 from girih.cli import COMMANDS, main
+from girih_data3d.cli import main as data3d
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +24,9 @@ SMALL = {
     "predict": ["--fast", "--device", "cpu"],
     "evaluate": ["--draws", "20"],
     "look": [],
+    "plan": ["--workers", "0"],
+    "split": ["--folds", "3"],
+    "leakage": [],
 }
 
 
@@ -35,12 +39,20 @@ def test_the_commands_on_own_scans(
     for number in range(2):
         shutil.copy(raw / f"case{number}.nii.gz", tmp_path / "unlabelled")
     monkeypatch.chdir(tmp_path)
-    lines = [shlex.split(line) for line in README.splitlines() if line.startswith("girih ")]
-    assert [line[1] for line in lines] == ["prepare"] * 3 + ["pretrain", "finetune", "predict", "evaluate", "look"]
-    for line in lines:
-        training = ["--plan", plan, "--workers", "0", "--device", "cpu"] if line[1] in ("pretrain", "finetune") else []
-        code = main([*line[1:], *SMALL[line[1]], *training])
-        assert code == 0, capsys.readouterr().err
+    starts = ("girih ", "girih-data3d ")
+    lines = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith(starts)]
+    first = ["prepare"] * 3 + ["pretrain", "finetune", "predict", "evaluate", "look"]
+    assert [line[1] for line in lines] == [*first, "plan", "prepare", "split", "leakage", "finetune"]
+    for program, name, *given in lines:
+        arguments = [*given, *SMALL[name]]
+        if program == "girih-data3d":  # the unlabelled scans are those of the test set here, and that is found
+            assert data3d([name, *arguments]) == (1 if name == "leakage" else 0), capsys.readouterr().err
+            continue
+        if name in ("pretrain", "finetune"):
+            arguments += ["--workers", "0", "--device", "cpu"]
+            planned = "plan.json" in arguments  # a network for 11 GB
+            arguments = [plan if a == "plan.json" else a for a in arguments] + ([] if planned else ["--plan", plan])
+        assert main([name, *arguments]) == 0, capsys.readouterr().err
     scores = json.loads((tmp_path / "predictions" / "retina.scores.json").read_text())
     assert scores["n_images"] == 3
     assert (tmp_path / "runs" / "mae" / "progress.png").stat().st_size > 1000

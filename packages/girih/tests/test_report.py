@@ -27,7 +27,7 @@ from girih_data3d import CaseSource, Dataset, PrepareSpec, Store, prepare_many
 
 EVIL = "<script>alert(1)</script>"
 TITLE = f'{EVIL} & "title"'
-CASES = ("a & 'b'", "c; <i>")
+CASES = ("a & 'b'", "c; &lt;i")
 ARMS = ('scratch "<b>', "mae' onload=alert(1) <svg/onload=alert(1)>")
 CLASSES = ("nodule", f"{EVIL}")
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
